@@ -1,0 +1,1 @@
+"""The controller: projects, machines, checkpoints, money and time, kept in Postgres."""
