@@ -1,0 +1,44 @@
+# autovibe: `make` lists the targets.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+# Every target works on a fresh clone: set-up is quick when nothing is missing.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup setup-test vibe test soak lint format bench schema clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what is needed: distribution packages, then .venv
+	@scripts/setup
+
+setup-test:
+	@scripts/setup --test
+
+vibe: setup ## A machine's whole life on the embedded lab (KEEP=1 leaves it up)
+	@$(BIN)/autovibe vibe $(if $(KEEP),--keep)
+
+test: setup-test ## Run every test but the long ones
+	@$(BIN)/pytest -m 'not soak' $(PYTEST_ARGS)
+
+soak: setup-test ## Run the long tests: kills, fleets
+	@$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+
+lint: setup-test ## Check style: ruff, ansible-lint, shellcheck, YAML
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ansible-lint --offline -q
+	@shellcheck scripts/setup
+
+format: setup ## Format the Python code
+	@$(BIN)/ruff check --fix -q .; $(BIN)/ruff format .
+
+bench: setup ## Print how long spawns take beside the bare API calls
+	@$(BIN)/python tests/bench/spawn.py
+
+schema: setup ## Write schema/schema.sql anew from the migrations
+	@$(BIN)/autovibe db schema > schema/schema.sql
+
+clean: ## Stop everything of this checkout and remove its state
+	@[ ! -x $(BIN)/autovibe ] || { $(BIN)/autovibe down; $(BIN)/autovibe lab down; } 2>/dev/null; rm -rf .autovibe .pytest_cache .ruff_cache .hypothesis
