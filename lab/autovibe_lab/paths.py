@@ -1,0 +1,106 @@
+"""Where the lab keeps its files: Proxmox's own forms under one state folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+#: A unix socket's path ends within 108 bytes; this leaves room for "/<vmid>.agent.sock" and the like.
+LONGEST_RUN_FOLDER = 70
+
+
+class VolumeError(Exception):
+    """This is not a volume of the lab."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What guests can reach: `hub_port` on the host's loopback, as 192.168.100.2:8000 inside."""
+
+    hub_port: int
+
+
+@dataclass(frozen=True)
+class LabPaths:
+    """The files of one lab. Nothing here creates a folder but `make()`.
+
+    ::
+
+        qemu-server/100.conf            a guest's configuration, with snapshot sections
+        images/100/vm-100-disk-0.qcow2  volumes of storage `local`
+        import/autovibe-guest.qcow2     disk images to import, storage `local`
+        template/iso/                   ISO images, storage `local`
+        null/images/100/…               volumes of storage `null`: empty placeholders
+        tasks/                          one log and one status file a task
+        user.cfg                        pools
+    """
+
+    state: Path
+
+    def conf(self, vmid: int) -> Path:
+        return self.confs / f"{vmid}.conf"
+
+    @property
+    def confs(self) -> Path:
+        return self.state / "qemu-server"
+
+    def images(self, vmid: int, storage: str = "local") -> Path:
+        return self.storage(storage) / "images" / str(vmid)
+
+    @property
+    def imports(self) -> Path:
+        return self.state / "import"
+
+    @property
+    def tasks(self) -> Path:
+        return self.state / "tasks"
+
+    @property
+    def user_cfg(self) -> Path:
+        return self.state / "user.cfg"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and pid files (mode 0700). Where the state's path is too long for sockets: a folder in /tmp."""
+        folder = self.state / "run"
+        if len(os.fsencode(folder)) <= LONGEST_RUN_FOLDER:
+            return folder
+        digest = hashlib.sha256(os.fsencode(self.state.absolute())).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"autovibe-lab-{os.getuid()}-{digest}"
+
+    def storage(self, name: str) -> Path:
+        """The folder of a storage."""
+        if name == "local":
+            return self.state
+        if name == "null":
+            return self.state / "null"
+        raise VolumeError(f"storage '{name}' does not exist")
+
+    def volume(self, volid: str) -> Path:
+        """The file of a volume id: `local:100/vm-100-disk-0.qcow2`, `local:import/x.qcow2`, `local:iso/x.iso`, and
+        linked clones as Proxmox writes them, `local:100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2`."""
+        storage, colon, name = volid.partition(":")
+        parts = name.split("/")
+        if not colon or len(parts) not in (2, 4) or any(part in ("", ".", "..") for part in parts):
+            raise VolumeError(f"unable to parse volume ID '{volid}'")
+        folder, file = parts[-2:]
+        root = self.storage(storage)
+        if folder == "iso":
+            return root / "template" / "iso" / file
+        if folder in ("import", "snippets"):
+            return root / folder / file
+        if not folder.isdigit():
+            raise VolumeError(f"unable to parse volume ID '{volid}'")
+        return root / "images" / folder / file
+
+    def make(self) -> None:
+        """Create the folders that must stand."""
+        for folder in (self.state, self.run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        for folder in (self.confs, self.imports, self.tasks, self.state / "images", self.state / "null" / "images"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.state / "template" / "iso").mkdir(parents=True, exist_ok=True)
