@@ -69,12 +69,15 @@ class IdentityFile:
         self._stamp, self._value = stamp, value if valid else None
         return self._value
 
-    def wait(self, other_than=None):
-        """Blocks until there is an identity that differs from `other_than`."""
+    def wait(self, other_than=None, seconds=None):
+        """Blocks until there is an identity that differs from `other_than`, or (None) the seconds have passed."""
+        end = None if seconds is None else time.monotonic() + seconds
         while True:
             identity = self.read()
             if identity is not None and identity != other_than:
                 return identity
+            if end is not None and time.monotonic() >= end:
+                return None
             time.sleep(POLL_SECONDS)
 
 
@@ -240,7 +243,7 @@ class Bootstrap:
             else:
                 if code > 0:
                     log(f"agent ended with {code}; running it again")
-                time.sleep(delay)
+                self.identity_file.wait(other_than=identity, seconds=delay)
                 delay = min(delay * 2, BACKOFF_SECONDS[1])
 
 
