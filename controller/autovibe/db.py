@@ -1,0 +1,203 @@
+"""The database: engines, transactions, migrations."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from autovibe.errors import DatabaseError, DatabaseNotMigrated, DatabaseUnreachable
+from autovibe.settings import Settings, load_settings
+
+#: The migration that this code is written for: the newest in `schema/versions` (a test compares them).
+SCHEMA_REVISION = "0003"
+
+_engines: dict[tuple[str, bool], sa.Engine] = {}
+_lock = threading.Lock()
+
+
+def url(settings: Settings) -> str:
+    """Where the database is; the embedded server is started when it is not running."""
+    if settings.database_url is not None:
+        return normal_url(settings.database_url.get_secret_value())
+    from autovibe import postgres
+
+    return postgres.ensure_running(settings)
+
+
+def normal_url(text: str) -> str:
+    """`postgres://` and `postgresql://` as SQLAlchemy wants them."""
+    try:
+        parsed = sa.make_url(text)
+    except sa.exc.ArgumentError:
+        raise DatabaseError(
+            "AUTOVIBE_DATABASE_URL is not a database URL", "Example: postgresql://user@host/name."
+        ) from None
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise DatabaseError(
+            f"AUTOVIBE_DATABASE_URL is for {parsed.get_backend_name()}; only PostgreSQL is supported", ""
+        )
+    return parsed.set(drivername="postgresql+psycopg2").render_as_string(hide_password=False)
+
+
+def engine(settings: Settings, *, check: bool = True) -> sa.Engine:
+    """This process's engine for these settings.
+
+    With `check` (the default) it has connected and found the expected schema, else it raises `DatabaseUnreachable`
+    or `DatabaseNotMigrated`.
+    """
+    key = (settings.database_url.get_secret_value() if settings.database_url else str(settings.state_dir), check)
+    with _lock:
+        found = _engines.get(key)
+        if found is None:
+            found = make_engine(url(settings))
+            if check:
+                check_schema(found)
+            _engines[key] = found
+        return found
+
+
+def make_engine(database_url: str, **options: object) -> sa.Engine:
+    """An engine with this project's options: UTC, READ COMMITTED, connections checked before use."""
+    return sa.create_engine(
+        database_url,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10, "options": "-c timezone=UTC", "application_name": "autovibe"},
+        **options,
+    )
+
+
+def dispose(settings: Settings | None = None) -> None:
+    """Close the pooled connections: of these settings' engines, or all of this process."""
+    with _lock:
+        for key in list(_engines):
+            wanted = settings is None or key[0] in (
+                str(settings.state_dir),
+                settings.database_url.get_secret_value() if settings.database_url else None,
+            )
+            if wanted:
+                _engines.pop(key).dispose()
+
+
+def _forget_after_fork() -> None:
+    # A connection must not be shared with the parent; it must not be closed either, for the parent uses it.
+    global _lock
+    _lock = threading.Lock()
+    for found in _engines.values():
+        found.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+@contextlib.contextmanager
+def session_scope(settings: Settings | None = None) -> Iterator[Session]:
+    """One transaction: committed at the end, rolled back on an exception. Objects stay usable afterwards."""
+    with Session(engine(settings or load_settings()), expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+def revision(connection: sa.Connection) -> str | None:
+    """The schema's revision, None when nothing was migrated yet."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+
+
+def check_schema(some_engine: sa.Engine) -> None:
+    """Raise unless the database answers and has the schema that this code expects."""
+    try:
+        with some_engine.connect() as connection:
+            found = revision(connection)
+    except OperationalError as error:
+        raise unreachable(error, some_engine.url) from None
+    if found is None:
+        raise DatabaseNotMigrated(f"Database {some_engine.url.database!r} is not migrated")
+    if found > SCHEMA_REVISION:
+        message = (
+            f"Database {some_engine.url.database!r} has schema {found}, newer than this autovibe's {SCHEMA_REVISION}"
+        )
+        raise DatabaseNotMigrated(message, "Update autovibe.")
+    if found < SCHEMA_REVISION:
+        message = f"Database {some_engine.url.database!r} has schema {found}, older than {SCHEMA_REVISION}"
+        raise DatabaseNotMigrated(message)
+
+
+def unreachable(error: DBAPIError, where: sa.URL) -> DatabaseUnreachable:
+    """One line of libpq's reason, without the password."""
+    lines = str(error.orig).strip().splitlines()
+    place = where.host or where.query.get("host") or "the local socket"
+    return DatabaseUnreachable(f"Postgres at {place} cannot be reached: {lines[-1] if lines else 'no reason given'}")
+
+
+def upgrade(settings: Settings) -> tuple[str | None, str]:
+    """Migrate to the newest schema, make the ledger's partitions, load the prices; returns (before, after).
+
+    Safe to run twice and by several processes at once.
+    """
+    some_engine = make_engine(url(settings))
+    try:
+        with some_engine.begin() as connection:
+            # Two upgrades at a time would both create the same tables.
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('autovibe upgrade'))"))
+            before = revision(connection)
+            _migrate(connection, settings)
+            connection.execute(
+                sa.text("SELECT ensure_usage_partitions(:months)"), {"months": settings.usage_months_ahead}
+            )
+            _seed(connection)
+            return before, revision(connection)
+    except OperationalError as error:
+        raise unreachable(error, some_engine.url) from None
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise DatabaseError(f"The migration failed and nothing was changed: {reason}") from error
+    finally:
+        some_engine.dispose()
+
+
+def _migrate(connection: sa.Connection, settings: Settings) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    if not (settings.schema_dir / "env.py").is_file():
+        raise DatabaseError(f"There are no migrations in {settings.schema_dir}", "Run autovibe in its checkout.")
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(settings.schema_dir).replace("%", "%%"))
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise DatabaseNotMigrated(f"The database's schema is not known here: {error}", "Update autovibe.") from None
+
+
+def _seed(connection: sa.Connection) -> None:
+    with contextlib.suppress(ImportError):
+        from autovibe import prices
+
+        with Session(connection, join_transaction_mode="create_savepoint") as session, session.begin():
+            prices.load(session)
+
+
+def is_empty(connection: sa.Connection) -> bool:
+    """Whether the schema `public` has no tables."""
+    return not sa.inspect(connection).get_table_names()
+
+
+__all__ = [
+    "SCHEMA_REVISION",
+    "SQLAlchemyError",
+    "Session",
+    "check_schema",
+    "dispose",
+    "engine",
+    "make_engine",
+    "session_scope",
+    "upgrade",
+    "url",
+]

@@ -1,0 +1,130 @@
+"""Budgets, reservations, the ledger, prices and exchange rates."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import Boolean, Date, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from autovibe.models.base import MONEY, TIMESTAMP, Base, CreatedAt, Json, Key, reference
+
+
+class Budget(Base):
+    """Allocated, used and reserved of one resource in one half-open period of one project.
+
+    The database keeps `used + reserved <= allocated + overrun`. A frozen budget (`frozen_at`) lends nothing.
+    """
+
+    __tablename__ = "resource_budgets"
+    __table_args__ = (UniqueConstraint("project_uuid", "resource_type", "budget_period", "period_start"),)
+
+    uuid: Mapped[Key]
+    project_uuid: Mapped[UUID] = reference("projects.uuid")
+    resource_type: Mapped[str] = mapped_column(String(50))
+    budget_period: Mapped[str] = mapped_column(String(20))
+    period_start: Mapped[date] = mapped_column(Date)
+    period_end: Mapped[date] = mapped_column(Date)
+    allocated_amount: Mapped[Decimal] = mapped_column(MONEY)
+    used_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
+    reserved_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
+    overrun_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
+    unit: Mapped[str] = mapped_column(String(20))
+    auto_reset: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    frozen_at: Mapped[datetime | None]
+    freeze_reason: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[CreatedAt]
+    updated_at: Mapped[CreatedAt]
+
+
+class Reservation(Base):
+    """Part of a budget held for something under way. Status: held, settled, released, reaped."""
+
+    __tablename__ = "reservations"
+
+    uuid: Mapped[Key]
+    budget_uuid: Mapped[UUID] = reference("resource_budgets.uuid")
+    project_uuid: Mapped[UUID] = reference("projects.uuid")
+    machine_uuid: Mapped[UUID | None] = reference("intelligent_machines.uuid")
+    amount_cad: Mapped[Decimal] = mapped_column(MONEY)
+    settled_cad: Mapped[Decimal | None] = mapped_column(MONEY)
+    holder: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(String(50))
+    status: Mapped[str] = mapped_column(String(20), server_default=text("'held'"))
+    expires_at: Mapped[datetime]
+    created_at: Mapped[CreatedAt]
+    ended_at: Mapped[datetime | None]
+    metadata_: Mapped[Json] = mapped_column("metadata")
+
+
+class Usage(Base):
+    """A ledger line: what was used, what it cost, at which price and exchange rate. Never changed, never deleted."""
+
+    __tablename__ = "resource_usage"
+    __table_args__ = {"postgresql_partition_by": "RANGE (recorded_at)"}
+
+    uuid: Mapped[Key]
+    recorded_at: Mapped[datetime] = mapped_column(TIMESTAMP, primary_key=True, server_default=text("now()"))
+    project_uuid: Mapped[UUID] = reference("projects.uuid")
+    machine_uuid: Mapped[UUID | None] = reference("intelligent_machines.uuid")
+    checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid")
+    operation_uuid: Mapped[UUID | None] = reference("operations.uuid")
+    reservation_uuid: Mapped[UUID | None] = reference("reservations.uuid")
+    resource_type: Mapped[str] = mapped_column(String(50))
+    resource_subtype: Mapped[str | None] = mapped_column(String(100))
+    amount: Mapped[Decimal] = mapped_column(MONEY)
+    unit: Mapped[str] = mapped_column(String(20))
+    cost_cad: Mapped[Decimal | None] = mapped_column(MONEY)
+    cost: Mapped[Decimal | None] = mapped_column(MONEY)
+    currency: Mapped[str | None] = mapped_column(String(3))
+    exchange_rate: Mapped[Decimal | None] = mapped_column(MONEY)
+    exchange_rate_date: Mapped[date | None] = mapped_column(Date)
+    price_uuid: Mapped[UUID | None] = reference("prices.uuid")
+    billing_period_start: Mapped[date | None] = mapped_column(Date)
+    billing_period_end: Mapped[date | None] = mapped_column(Date)
+    metadata_: Mapped[Json] = mapped_column("metadata")
+
+
+class UsageKey(Base):
+    """That a report was counted: a key in use is a ledger line that exists. Not partitioned, so it is unique."""
+
+    __tablename__ = "usage_keys"
+
+    idempotency_key: Mapped[str] = mapped_column(Text, primary_key=True)
+    usage_uuid: Mapped[UUID]
+    recorded_at: Mapped[datetime]
+
+
+class Price(Base):
+    """USD per million tokens of a model, from a date on, for prompts longer than `tier_above_tokens`."""
+
+    __tablename__ = "prices"
+    __table_args__ = (UniqueConstraint("provider", "model", "effective_from", "tier_above_tokens"),)
+
+    uuid: Mapped[Key]
+    provider: Mapped[str] = mapped_column(String(50))
+    model: Mapped[str] = mapped_column(String(100))
+    effective_from: Mapped[date] = mapped_column(Date)
+    tier_above_tokens: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    usd_input: Mapped[Decimal] = mapped_column(MONEY)
+    usd_output: Mapped[Decimal] = mapped_column(MONEY)
+    usd_cache_read: Mapped[Decimal] = mapped_column(MONEY)
+    usd_cache_write_5m: Mapped[Decimal] = mapped_column(MONEY)
+    usd_cache_write_1h: Mapped[Decimal] = mapped_column(MONEY)
+    source: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[CreatedAt]
+
+
+class ExchangeRate(Base):
+    """One unit of `base` in `quote` on a day."""
+
+    __tablename__ = "exchange_rates"
+
+    base: Mapped[str] = mapped_column(String(3), primary_key=True)
+    quote: Mapped[str] = mapped_column(String(3), primary_key=True)
+    rate_date: Mapped[date] = mapped_column(Date, primary_key=True)
+    source: Mapped[str] = mapped_column(String(50), primary_key=True)
+    rate: Mapped[Decimal] = mapped_column(MONEY)
+    recorded_at: Mapped[CreatedAt]

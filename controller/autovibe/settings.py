@@ -1,0 +1,182 @@
+"""Settings: from the caller, the environment, files named by the environment, and `autovibe.toml`, in this order.
+
+Every field can be set by `AUTOVIBE_<FIELD>`; a secret also by `AUTOVIBE_<FIELD>_FILE`, the path of a file that holds
+it. The file is `$AUTOVIBE_CONFIG`, or `autovibe.toml` in the state folder.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from autovibe.errors import SettingsError
+
+PREFIX = "AUTOVIBE_"
+
+
+def project_root() -> Path:
+    """The folder with `ansible.cfg`: `$AUTOVIBE_PROJECT_ROOT`, this checkout, or the current folder."""
+    if named := os.environ.get("AUTOVIBE_PROJECT_ROOT"):
+        return Path(named).absolute()
+    checkout = Path(__file__).resolve().parents[2]
+    return checkout if (checkout / "ansible.cfg").exists() else Path.cwd()
+
+
+def default_state_dir() -> Path:
+    """`.autovibe` in a checkout, else `$XDG_STATE_HOME/autovibe`."""
+    root = project_root()
+    if (root / "ansible.cfg").exists():
+        return root / ".autovibe"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "autovibe"
+
+
+def _from_env(name: str) -> Any:
+    """A field that has a well-known variable of its own besides `AUTOVIBE_<NAME>`."""
+    return AliasChoices(name, f"{PREFIX}{name.upper()}", name.upper())
+
+
+class Settings(BaseSettings):
+    """What one installation is told; see the fields. Secrets are `SecretStr`: `.get_secret_value()`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", populate_by_name=True, env_ignore_empty=True)
+
+    project_root: Path = Field(default_factory=project_root)
+    state_dir: Path = Field(default_factory=default_state_dir)
+    inventory: Path | None = Field(None, validate_default=True, description="Default: inventory/lab")
+
+    database_url: SecretStr | None = Field(None, description="postgresql://…; None: the embedded server")
+    postgres_bin: Path | None = Field(None, description="Folder of initdb and pg_ctl for the embedded server")
+
+    hub_bind: str = "127.0.0.1"
+    hub_port: int = Field(18000, ge=1, le=65535)
+    hub_url_for_guests: str = "https://192.168.100.2:8000"
+    machine_network: ipaddress.IPv4Network = ipaddress.IPv4Network("192.168.100.0/24")
+    first_slot: int = Field(10, ge=3, description="The first machine's host number in machine_network")
+
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias=_from_env("anthropic_api_key"))
+    upstream_url: str = "https://api.anthropic.com"
+    upstream_timeout_seconds: float = Field(600, gt=0)
+
+    worker_concurrency: int = Field(4, ge=1, description="ansible-runner runs at a time")
+    worker_batch: int = Field(20, ge=1, description="operations in one run")
+    lease_seconds: int = Field(60, ge=5)
+    heartbeat_seconds: int = Field(15, ge=1)
+
+    vm_id_first: int = Field(10000, ge=100, le=999_000_000)
+    default_cores: int = Field(1, ge=1)
+    default_memory: int = Field(1024, ge=64, description="MiB")
+    default_template: str = "autovibe-guest"
+    default_model: str = "claude-sonnet-5-5"
+
+    usage_months_ahead: int = Field(3, ge=1, le=24, description="ledger partitions made ahead")
+    usd_to_cad: Decimal | None = Field(None, gt=0, description="Use this exchange rate instead of the ECB's")
+    installation_id: str | None = Field(None, description="Only to check: the id is kept in the database")
+
+    @field_validator("state_dir", "project_root")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("inventory")
+    @classmethod
+    def _default_inventory(cls, value: Path | None, info: Any) -> Path:
+        root = info.data["project_root"]
+        return root / "inventory" / "lab" if value is None else (root / value.expanduser()).absolute()
+
+    @property
+    def schema_dir(self) -> Path:
+        """The folder of the Alembic migrations."""
+        return self.project_root / "schema"
+
+    @property
+    def lab_dir(self) -> Path:
+        return self.state_dir / "lab"
+
+    @property
+    def hub_dir(self) -> Path:
+        return self.state_dir / "hub"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.state_dir / "runs"
+
+    @property
+    def pg_dir(self) -> Path:
+        return self.state_dir / "pg"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.state_dir / "log"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.state_dir / "run"
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=config_file(init_settings.init_kwargs))
+        return init_settings, env_settings, SecretFilesSource(settings_cls), toml
+
+
+class SecretFilesSource(PydanticBaseSettingsSource):
+    """`AUTOVIBE_<FIELD>_FILE`: the value is that file's content, without the newline at its end."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        names = [f"{PREFIX}{field_name.upper()}"]
+        if isinstance(field.validation_alias, AliasChoices):
+            names += [choice for choice in field.validation_alias.choices if str(choice).isupper()]
+        for name in names:
+            if path := os.environ.get(f"{name}_FILE"):
+                return self._read(f"{name}_FILE", path), field_name, False
+        return None, field_name, False
+
+    @staticmethod
+    def _read(variable: str, path: str) -> str:
+        try:
+            content = Path(path).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise SettingsError(f"{variable} names {path}, which cannot be read: {reason}") from None
+        if not content:
+            raise SettingsError(f"{variable} names {path}, which is empty")
+        return content
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields.items()
+        values = {name: self.get_field_value(field, name)[0] for name, field in fields if name != "state_dir"}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def config_file(given: dict[str, Any]) -> Path:
+    """Where `autovibe.toml` is, for settings made with these arguments."""
+    if named := os.environ.get("AUTOVIBE_CONFIG"):
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"AUTOVIBE_CONFIG names {path}, which is not a file")
+        return path
+    state = given.get("state_dir") or os.environ.get("AUTOVIBE_STATE_DIR") or default_state_dir()
+    return Path(state).expanduser() / "autovibe.toml"
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings, or `SettingsError` with one line that names the field (never its value)."""
+    import tomllib
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"There is no setting named {field!r}", f"Check {config_file(given)}.") from None
+        raise SettingsError(f"Setting {field!r} is wrong: {first['msg']}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config_file(given)} is not valid TOML: {error}") from None
