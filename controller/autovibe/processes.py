@@ -45,6 +45,15 @@ def end_run(run_uuid: UUID | str, *, grace: float = 3.0, timeout: float = 30.0) 
     return False
 
 
+def marked_runs() -> set[str]:
+    """The uuids of all runs that have a living process on this host."""
+    mark = f"{MARKER}=".encode()
+    found = set()
+    for pid in _pids():
+        found.update(entry[len(mark) :].decode() for entry in _environment(pid) if entry.startswith(mark))
+    return found
+
+
 def is_alive(pid: int, started_at: float | None = None) -> bool:
     """Whether this process lives; with `started_at` (`start_time`), whether it is still the same one."""
     start = start_time(pid)
@@ -75,12 +84,16 @@ def _pids() -> Iterator[int]:
             yield int(entry.name)
 
 
-def _carries(pid: int, mark: bytes) -> bool:
+def _environment(pid: int) -> list[bytes]:
     try:
-        return mark in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        return (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except OSError:
         # Gone in between, or another user's, which a run of ours never is.
-        return False
+        return []
+
+
+def _carries(pid: int, mark: bytes) -> bool:
+    return mark in _environment(pid)
 
 
 def _signal(pid: int, mark: bytes, number: signal.Signals) -> bool:
