@@ -1,0 +1,377 @@
+"""The guest image: Debian, git, Python, the guest agent, Claude Code, and our init and bootstrap.
+
+Made once and cached in `$XDG_CACHE_HOME/autovibe` by the hash of all that goes into it::
+
+    rootfs-<hash>.tar           Debian with its packages; changes seldom
+    claude-<version>            Claude Code's program
+    image-<hash>/disk.qcow2     the disk: one ext4 file system, read only
+                 vmlinux        its kernel, uncompressed, because unpacking takes long without KVM
+                 initrd         loads the kernel's modules and mounts the disk
+
+Needs no root, no mounts and no loop device, only a way to install packages as root of their own: root, user
+namespaces, or `sudo`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autovibe_lab import initramfs
+from autovibe_lab.paths import LabPaths
+
+SUITE = "bookworm"
+PACKAGES = (
+    "linux-image-cloud-amd64",
+    "busybox-static",
+    "ca-certificates",
+    "git",
+    "iproute2",
+    "kmod",
+    "less",
+    "procps",
+    "python3",
+    "qemu-guest-agent",
+)
+CLAUDE_PACKAGE, CLAUDE_VERSION = "@anthropic-ai/claude-code-linux-x64", "2.1.330"
+#: What the disk offers to the guest; on the host it takes what is used.
+DISK_SIZE = "8G"
+#: What a build may take on the host, at its height.
+NEEDED_BYTES = 4 * 1024**3
+#: Programs that a build runs, and the Debian packages that have them.
+PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "lz4": "lz4",
+    "npm": "npm",
+    "tar": "tar",
+}
+SOURCES = Path(__file__).parent / "image"
+#: Ownership of everything on the disk but the agent's own.
+HOOK = 'chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash agent'
+
+Progress = Callable[[str], None]
+
+
+class ImageError(Exception):
+    """The guest image could not be built."""
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autovibe"
+
+
+def folder(cache: Path | None = None) -> Path:
+    """Where the image of this version stands, or will."""
+    return (cache or cache_folder()) / f"image-{_image_key()}"
+
+
+def build(progress: Progress = lambda text: None, cache: Path | None = None) -> Path:
+    """Build the image unless it is there already; returns its folder. Of two builders one waits. Raises ImageError."""
+    target = folder(cache)
+    if target.is_dir():
+        return target
+    cache = target.parent
+    cache.mkdir(parents=True, exist_ok=True)
+    with _lock(cache / "build.lock", progress):
+        if not target.is_dir():
+            _preflight(cache)
+            work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
+            try:
+                rootfs, claude = _rootfs(cache, work, progress), _claude(cache, work, progress)
+                progress("making the disk")
+                _assemble(rootfs, claude, work)
+                (work / "image").rename(target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def install(image: Path, lab: LabPaths) -> None:
+    """Put the image of folder `image` into a lab's `import` folder, as `autovibe-guest.{qcow2,vmlinux,initrd}`.
+
+    Those are links to files that carry the image's hash: disks made from an older image keep theirs.
+    """
+    lab.imports.mkdir(parents=True, exist_ok=True)
+    for source, kind in (("disk.qcow2", "qcow2"), ("vmlinux", "vmlinux"), ("initrd", "initrd")):
+        name = f"autovibe-guest-{image.name.removeprefix('image-')}.{kind}"
+        file, link = lab.imports / name, lab.imports / f"autovibe-guest.{kind}"
+        if not file.exists():
+            _link_or_copy(image / source, file)
+        if not link.is_symlink() or os.readlink(link) != name:
+            new = lab.imports / f".{link.name}.new"
+            new.unlink(missing_ok=True)
+            new.symlink_to(name)
+            new.rename(link)
+
+
+def prune(cache: Path | None = None) -> list[Path]:
+    """Delete all cached files but those of this version; labs keep what they have installed. Returns what went."""
+    cache = cache or cache_folder()
+    if not cache.is_dir():
+        return []
+    keep = {f"image-{_image_key()}", f"rootfs-{_rootfs_key()}.tar", f"claude-{CLAUDE_VERSION}"}
+    gone = []
+    with _lock(cache / "build.lock", lambda text: None):
+        for pattern in ("image-*", "rootfs-*.tar", "claude-*", ".build-*"):
+            for path in cache.glob(pattern):
+                if path.name not in keep:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    gone.append(path)
+    return gone
+
+
+# -- what the image is made of
+
+
+def _rootfs_key() -> str:
+    return _digest(SUITE, *PACKAGES, HOOK, *_mmdebstrap_options())
+
+
+def _image_key() -> str:
+    files = [*sorted(SOURCES.iterdir()), Path(__file__), Path(initramfs.__file__), _bootstrap()]
+    return _digest(_rootfs_key(), CLAUDE_VERSION, *(file.read_bytes() for file in files if file.is_file()))
+
+
+def _digest(*inputs: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in inputs:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:16]
+
+
+def _bootstrap() -> Path:
+    """The agent's bootstrap: found, never imported."""
+    spec = importlib.util.find_spec("autovibe_agent")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImageError("the package autovibe_agent is not installed")
+    return Path(spec.submodule_search_locations[0]) / "bootstrap.py"
+
+
+# -- Debian
+
+
+def _rootfs(cache: Path, work: Path, progress: Progress) -> Path:
+    target = cache / f"rootfs-{_rootfs_key()}.tar"
+    if target.exists():
+        return target
+    progress("installing Debian's packages (about a minute)")
+    part, log = work / "rootfs.tar", work / "mmdebstrap.log"
+    command = [*_as_root(), "mmdebstrap", *_mmdebstrap_options(), f"--customize-hook={HOOK}"]
+    command += [f"--include={','.join(PACKAGES)}", SUITE, "-", *_mirrors()]
+    with part.open("wb") as output, log.open("wb") as errors:
+        # A folder that every user may enter: mmdebstrap's own user does not see into ours.
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, cwd="/")
+    if done.returncode != 0:
+        tail = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-5:]
+        raise ImageError("mmdebstrap failed: " + " | ".join(tail))
+    part.rename(target)
+    return target
+
+
+def _mmdebstrap_options() -> list[str]:
+    options = ["--quiet", "--variant=minbase", "--format=tar"]
+    options += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "info", "locale")]
+    return options
+
+
+def _as_root() -> list[str]:
+    """How mmdebstrap gets to be root: as it is, in a user namespace, or by sudo. INITRD=No: we make our own."""
+    environment = ["env", "INITRD=No"]
+    if os.geteuid() == 0:
+        return environment
+    if _succeeds("mmdebstrap", "--unshare-helper", "true"):
+        return environment
+    if _succeeds("sudo", "-n", "true"):
+        return ["sudo", "-n", *environment]
+    raise ImageError(
+        "building the image needs user namespaces (install uidmap and give the user a range in /etc/subuid),"
+        " sudo without a password, or root"
+    )
+
+
+def _mirrors() -> list[str]:
+    """The Debian mirrors that this host uses for the suite; else Debian's own."""
+    found: dict[str, None] = {}
+    for file in sorted([Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]):
+        if file.suffix in (".list", ".sources") and file.is_file():
+            text = file.read_text(errors="replace")
+            found |= dict.fromkeys(_one_line_sources(text) if file.suffix == ".list" else _deb822_sources(text))
+    return list(found) or [f"deb http://deb.debian.org/debian {SUITE} main"]
+
+
+def _one_line_sources(text: str) -> Iterator[str]:
+    for uri, suite in re.findall(r"^\s*deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+.*\bmain\b", text, re.MULTILINE):
+        if suite in (SUITE, f"{SUITE}-updates", f"{SUITE}-security") and "debian" in uri:
+            yield f"deb {uri} {suite} main"
+
+
+def _deb822_sources(text: str) -> Iterator[str]:
+    for block in re.split(r"\n\s*\n", text):
+        fields = dict(re.findall(r"^([A-Za-z-]+):[ \t]*(.*)$", block, re.MULTILINE))
+        if "deb" not in fields.get("Types", "").split() or "main" not in fields.get("Components", "").split():
+            continue
+        for uri in fields.get("URIs", "").split():
+            for suite in fields.get("Suites", "").split():
+                yield from _one_line_sources(f"deb {uri} {suite} main")
+
+
+# -- Claude Code
+
+
+def _claude(cache: Path, work: Path, progress: Progress) -> Path:
+    target = cache / f"claude-{CLAUDE_VERSION}"
+    if target.exists():
+        return target
+    progress(f"fetching Claude Code {CLAUDE_VERSION} from npm")
+    # npm checks the package against the hash that its registry has for this version.
+    command = ["npm", "pack", f"{CLAUDE_PACKAGE}@{CLAUDE_VERSION}", "--json", "--pack-destination", str(work)]
+    packed = json.loads(_run(command, cwd=work))
+    with tarfile.open(work / packed[0]["filename"]) as package:
+        program = package.extractfile("package/claude")
+        if program is None:
+            raise ImageError(f"{CLAUDE_PACKAGE} {CLAUDE_VERSION} has no program package/claude")
+        with (work / "claude").open("wb") as file:
+            shutil.copyfileobj(program, file, 1024 * 1024)
+    (work / "claude").chmod(0o755)
+    (work / "claude").rename(target)
+    return target
+
+
+# -- the disk
+
+
+def _assemble(rootfs: Path, claude: Path, work: Path) -> None:
+    """Make disk, kernel and initrd in `work/image`."""
+    root, image = work / "root", work / "image"
+    root.mkdir()
+    image.mkdir()
+    _overlay(claude, work / "overlay.tar")
+    disk = work / "disk.ext4"
+    # One shell for the whole: what fakeroot believes of owners and devices ends with it.
+    script = """set -e
+    tar -C "$1" --numeric-owner -xf "$2" --exclude='./dev/*'
+    mkdir "$1/.kernel" && mv "$1"/boot/vmlinuz-* "$1/.kernel/vmlinuz" && mv "$1/.kernel" "$4"
+    rm -rf "$1"/boot/* "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/* "$1/etc/machine-id"
+    tar -C "$1" --numeric-owner -xf "$3"
+    mkdir -p "$1/workspace" && chown 1000:1000 "$1/workspace"
+    mke2fs -q -t ext4 -L autovibe -m 0 -J size=32 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard \
+        -d "$1" "$5" "$6"
+    """
+    arguments = [root, rootfs, work / "overlay.tar", work / "kernel", disk, DISK_SIZE]
+    fake = [] if os.geteuid() == 0 else ["fakeroot"]
+    _run([*fake, "sh", "-c", script, "sh", *map(str, arguments)])
+    (image / "vmlinux").write_bytes(_uncompressed(work / "kernel" / "vmlinuz"))
+    (image / "initrd").write_bytes(initramfs.build(root, SOURCES / "initramfs"))
+    _run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(disk), str(image / "disk.qcow2")])
+    for file in image.iterdir():
+        file.chmod(0o444)
+
+
+def _overlay(claude: Path, target: Path) -> None:
+    """What we put over Debian's files, as an archive: it knows owners and modes, whoever builds."""
+    files = {
+        "usr/local/bin/claude": (claude, 0o755),
+        "usr/local/lib/autovibe/bootstrap.py": (_bootstrap(), 0o644),
+        "usr/sbin/init": (SOURCES / "init", 0o755),
+        "etc/acpi/PWRF/00000080": (SOURCES / "power-button", 0o755),
+        **{f"usr/sbin/{name}": (SOURCES / "shutdown", 0o755) for name in ("shutdown", "poweroff", "halt", "reboot")},
+    }
+    with tarfile.open(target, "w") as archive:
+        for name, (source, mode) in files.items():
+            member = archive.gettarinfo(source, name)
+            member.uid = member.gid = 0
+            member.uname = member.gname = "root"
+            member.mode, member.mtime, member.type = mode, 0, tarfile.REGTYPE
+            with source.open("rb") as file:
+                archive.addfile(member, file)
+
+
+def _uncompressed(kernel: Path) -> bytes:
+    """The ELF image in a bzImage, whose header says where it is (Linux, Documentation/arch/x86/boot.rst)."""
+    image = kernel.read_bytes()
+    start = (image[0x1F1] + 1) * 512 + int.from_bytes(image[0x248:0x24C], "little")
+    payload = image[start : start + int.from_bytes(image[0x24C:0x250], "little")]
+    if payload.startswith(b"\x02\x21\x4c\x18"):
+        # The last four bytes are the size that it will have.
+        return _run(["lz4", "-dc", "-"], input=payload[:-4])
+    if payload.startswith(b"\x1f\x8b"):
+        return gzip.decompress(payload[:-4])
+    raise ImageError(f"the kernel is compressed in a way that is not known: {payload[:4].hex()}")
+
+
+# -- small things
+
+
+def _preflight(cache: Path) -> None:
+    programs = PROGRAMS if os.geteuid() == 0 else PROGRAMS | {"fakeroot": "fakeroot"}
+    missing = [package for program, package in programs.items() if not _find(program)]
+    if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
+        missing.append("debian-archive-keyring")
+    if missing:
+        raise ImageError(f"building the guest image needs packages: apt-get install {' '.join(sorted(missing))}")
+    free = shutil.disk_usage(cache).free
+    if free < NEEDED_BYTES:
+        raise ImageError(f"no disk space: {cache} has {free / 1024**3:.1f} GiB free, a build needs 4")
+
+
+def _find(program: str) -> str | None:
+    # A plain user's PATH often lacks the sbin folders.
+    return shutil.which(program, path=_path())
+
+
+def _path() -> str:
+    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def _run(command: list[str], *, input: bytes | None = None, cwd: Path | None = None) -> bytes:
+    environment = os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8"}
+    stdin = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, capture_output=True, cwd=cwd, env=environment, **stdin)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        raise ImageError(f"{command[0]} failed: {' | '.join(said) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:  # another file system
+        shutil.copyfile(source, part)
+        part.chmod(0o444)
+    part.rename(target)
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another build of the image")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
