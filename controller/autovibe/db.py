@@ -27,7 +27,7 @@ def url(settings: Settings) -> str:
         return normal_url(settings.database_url.get_secret_value())
     from autovibe import postgres
 
-    return postgres.ensure_running(settings)
+    return normal_url(postgres.ensure_running(settings))
 
 
 def normal_url(text: str) -> str:
