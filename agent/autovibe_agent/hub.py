@@ -32,8 +32,8 @@ class HubRefused(Exception):
 
     @property
     def identity_is_over(self) -> bool:
-        """Whether this machine's identity is of no more use: refused, superseded, enrolled elsewhere."""
-        return self.status == 401 or self.code in {"superseded", "already_enrolled"}
+        """Whether there is nothing more to do under this identity: refused, superseded, enrolled elsewhere, ended."""
+        return self.status == 401 or self.code in {"superseded", "already_enrolled", "stopping"}
 
 
 class Hub:
@@ -60,7 +60,7 @@ class Hub:
 
     def call(self, method: str, path: str, body: dict | None = None) -> dict:
         """The answer's JSON object ({} when it has none); HubUnreachable or HubRefused otherwise."""
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else _encode(body)
         try:
             status, content = self._exchange(method, path, data)
         except ssl.SSLCertVerificationError as error:
@@ -142,6 +142,11 @@ class Hub:
             raise HubUnreachable(f"GET /healthz: {error}") from error
         finally:
             connection.close()
+
+
+def _encode(body: dict) -> bytes:
+    """As JSON in valid UTF-8: output and file names may be any bytes."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def step_clock(date: str | None) -> None:

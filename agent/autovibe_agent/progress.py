@@ -32,7 +32,7 @@ class Progress:
         self._thread.start()
 
     def add(self, message: Message) -> None:
-        text = message.text.strip().replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        text = message.text.strip().replace("\0", "\ufffd")
         if len(text) > TEXT_CHARS:
             text = f"{text[:TEXT_CHARS]} … ({len(text) - TEXT_CHARS} more characters)"
         with self._lock:

@@ -1,0 +1,121 @@
+"""/agent/v1: what the agent in a machine talks to. A machine sees and changes itself only: its token says who it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+from sqlalchemy.orm import Session
+
+from autovibe import agentpack, agents, db, tokens
+from autovibe.api import messages
+from autovibe.errors import NotFound
+
+router = APIRouter(prefix="/agent/v1")
+
+
+async def read_body(request: Request) -> bytes:
+    """The raw body: it is parsed only after the token has been checked."""
+    return await request.body()
+
+
+RawBody = Annotated[bytes, Depends(read_body)]
+
+
+@contextmanager
+def caller(request: Request) -> Iterator[tuple[Session, tokens.Authenticated]]:
+    """One transaction of the machine that asks; BadToken when none does."""
+    settings = request.app.state.settings
+    with db.session_scope(settings) as session:
+        who = tokens.read(session, request.headers, settings)
+        request.app.state.rate_limit.take(who.machine.uuid)
+        yield session, who
+
+
+@router.get("/agent")
+def agent_index() -> dict[str, str]:
+    pack = agentpack.current()
+    return {"sha256": pack.sha256, "path": f"{router.prefix}/agent/{pack.sha256}.pyz"}
+
+
+@router.get("/agent/{name}")
+def agent_file(name: str) -> Response:
+    pack = agentpack.current()
+    if name != f"{pack.sha256}.pyz":
+        raise NotFound("This hub serves another agent", f"Ask {router.prefix}/agent.")
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(pack.content, media_type="application/zip", headers=headers)
+
+
+@router.post("/enrol")
+def enrol(request: Request, body: RawBody) -> dict:
+    settings = request.app.state.settings
+    asked = messages.parse(messages.Enrol, body)
+    with db.session_scope(settings) as session:
+        token, expires_at = agents.enrol(session, settings, agents.Enrolment(**asked.model_dump()))
+    return {
+        "token": token,
+        "expires_at": expires_at.isoformat(),
+        "heartbeat_seconds": settings.heartbeat_seconds,
+    }
+
+
+@router.get("/assignment")
+def assignment(request: Request) -> dict:
+    with caller(request) as (session, who):
+        return agents.assignment(session, request.app.state.settings, who.machine)
+
+
+@router.post("/heartbeat")
+def heartbeat(request: Request, body: RawBody) -> dict:
+    with caller(request) as (session, who):
+        beat = messages.parse(messages.Heartbeat, body)
+        return agents.heartbeat(session, request.app.state.settings, who, beat.progress)
+
+
+@router.post("/progress", status_code=204)
+def progress(request: Request, body: RawBody) -> Response:
+    with caller(request) as (session, who):
+        told = messages.parse(messages.Progress, body)
+        agents.record_progress(session, who.machine, [message.model_dump() for message in told.messages])
+    return Response(status_code=204)
+
+
+@router.post("/checkpoints", status_code=202)
+def request_checkpoint(request: Request, body: RawBody) -> JSONResponse:
+    with caller(request) as (session, who):
+        asked = messages.parse(messages.CheckpointRequest, body)
+        context = asked.context if isinstance(asked.context, str | None) else json.dumps(asked.context)
+        checkpoint, operation = agents.request_checkpoint(
+            session,
+            request.app.state.settings,
+            who.machine,
+            checkpoint_type=asked.type,
+            description=asked.description,
+            context=context,
+            manifest=asked.manifest.model_dump(),
+        )
+    return JSONResponse({"checkpoint": str(checkpoint), "operation": str(operation)}, 202)
+
+
+@router.get("/checkpoints/{uuid}")
+def checkpoint_status(request: Request, uuid: str) -> dict[str, str]:
+    with caller(request) as (session, who):
+        try:
+            checkpoint_uuid = UUID(uuid)
+        except ValueError:
+            raise NotFound(f"This machine has no checkpoint {uuid[:40]!r}") from None
+        return {"status": agents.checkpoint_status(session, who.machine, checkpoint_uuid)}
+
+
+@router.post("/result", status_code=202)
+def result(request: Request, body: RawBody) -> JSONResponse:
+    with caller(request) as (session, who):
+        told = messages.parse(messages.Result, body)
+        agents.record_result(session, request.app.state.settings, who.machine, told.model_dump())
+    return JSONResponse({"outcome": told.outcome}, 202)
