@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Select, and_, exists, func, or_, select, text, update
+from sqlalchemy import Select, and_, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, aliased
 
 from autovibe.errors import AutovibeError, NotFound
 from autovibe.models import Operation, Run
 
+#: Postgres itself notifies it whenever an operation is queued or changes its status.
 CHANNEL = "autovibe_operations"
 KINDS = ("spawn", "checkpoint", "restore", "promote", "terminate", "template")
 #: A stop never waits behind spawns.
@@ -65,7 +66,6 @@ def enqueue(
     }
     session.flush()
     session.execute(insert(Operation).values(values).on_conflict_do_nothing(index_elements=["idempotency_key"]))
-    notify(session)
     if idempotency_key is None:
         return session.get_one(Operation, values["uuid"])
     return session.scalars(select(Operation).where(Operation.idempotency_key == idempotency_key)).one()
@@ -86,13 +86,8 @@ def get(session: Session, operation_uuid: UUID) -> Operation:
     return operation
 
 
-def notify(session: Session) -> None:
-    """Wake every worker when this transaction commits."""
-    session.execute(text(f"NOTIFY {CHANNEL}"))
-
-
 def claimable(kinds: Sequence[str]) -> Select[tuple[Operation]]:
-    """What may be claimed now, in the order of asking: the first unfinished of its machine, nothing it depends on open."""
+    """What may be claimed now, in the order of asking: no earlier one of its machine is open."""
     earlier, before = aliased(Operation), aliased(Operation)
     waits_for_machine = exists().where(
         earlier.machine_uuid == Operation.machine_uuid,
@@ -181,7 +176,6 @@ def finish(
     operation.lease_expires_at = None
     operation.finished_at = datetime.now(UTC)
     session.flush()
-    notify(session)
     return operation
 
 
@@ -239,7 +233,6 @@ def put_back(session: Session, operations: Iterable[Operation], reason: str) -> 
         operation.claimed_at = None
         operation.error = reason
     session.flush()
-    notify(session)
     return exhausted
 
 

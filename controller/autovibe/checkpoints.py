@@ -1,0 +1,184 @@
+"""Checkpoints: nodes of a project's tree, each on a carrier (a snapshot of a VM, or a template).
+
+Proxmox makes linked clones of templates only: a snapshot that is branched from is promoted first (a full clone that
+becomes a template, once).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from autovibe import lookup, operations
+from autovibe.errors import Conflict
+from autovibe.models import Checkpoint, Machine, Operation, Project, Template
+
+TYPES = ("genesis", "automatic", "manual", "final", "hub_daily")
+
+
+class CheckpointNotReady(Conflict):
+    """Nothing can start from this checkpoint."""
+
+    code = "checkpoint_not_ready"
+
+
+def find(session: Session, text: str | UUID, project: Project | None = None) -> Checkpoint:
+    """By uuid or uuid prefix."""
+    scope = {"project_uuid": project.uuid} if project is not None else {}
+    return lookup.find(session, Checkpoint, text, "checkpoint", **scope)
+
+
+def listed(session: Session, *, project: Project | None = None) -> list[Checkpoint]:
+    """Checkpoints, oldest first."""
+    query = select(Checkpoint).order_by(Checkpoint.created_at, Checkpoint.uuid)
+    if project is not None:
+        query = query.where(Checkpoint.project_uuid == project.uuid)
+    return list(session.scalars(query))
+
+
+def tree(rows: list[Checkpoint]) -> list[tuple[Checkpoint, list]]:
+    """The checkpoints as nested (checkpoint, children); one whose parent is not among them is a root."""
+    known = {row.uuid for row in rows}
+    children: dict[UUID | None, list[Checkpoint]] = {}
+    for row in rows:
+        parent = row.parent_checkpoint_uuid if row.parent_checkpoint_uuid in known else None
+        children.setdefault(parent, []).append(row)
+
+    def below(uuid: UUID | None) -> list[tuple[Checkpoint, list]]:
+        return [(row, below(row.uuid)) for row in children.get(uuid, [])]
+
+    return below(None)
+
+
+def start(
+    session: Session,
+    machine: Machine,
+    checkpoint_type: str,
+    *,
+    description: str | None = None,
+    context: str | None = None,
+    manifest: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """A checkpoint that is to be made of a machine: `pending`."""
+    checkpoint = Checkpoint(
+        uuid=uuid4(),
+        project_uuid=machine.project_uuid,
+        parent_checkpoint_uuid=machine.last_checkpoint_uuid or machine.parent_checkpoint_uuid,
+        creating_machine_uuid=machine.uuid,
+        checkpoint_type=checkpoint_type,
+        file_manifest=manifest or {},
+        description=description,
+        creation_context=context,
+    )
+    session.add(checkpoint)
+    session.flush()
+    return checkpoint
+
+
+def variables(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a playbook is told which checkpoint to make: the name is the checkpoint's own, so a rerun finds it."""
+    return {
+        "name": f"av-{checkpoint.uuid.hex}",
+        "description": f"autovibe checkpoint={checkpoint.uuid} type={checkpoint.checkpoint_type}",
+    }
+
+
+def cancel(session: Session, operation: Operation) -> None:
+    """A checkpoint whose operation was cancelled before it began has failed."""
+    if operation.kind == "checkpoint" and operation.checkpoint_uuid:
+        session.get_one(Checkpoint, operation.checkpoint_uuid).verification_status = "failed"
+
+
+def verified(session: Session, checkpoint: Checkpoint, made: dict[str, Any]) -> None:
+    """Record what a playbook returned of it: {"name", "vm_id", "node", "carrier", "size_bytes"}."""
+    checkpoint.carrier = made["carrier"]
+    checkpoint.vm_id = made["vm_id"]
+    checkpoint.node = made.get("node")
+    checkpoint.proxmox_snapshot_id = made.get("name") if made["carrier"] == "snapshot" else None
+    checkpoint.size_bytes = made.get("size_bytes")
+    checkpoint.verification_status = "verified"
+    checkpoint.verified_at = datetime.now(UTC)
+    session.flush()
+
+
+def genesis(session: Session, project: Project, template: Template) -> Checkpoint:
+    """The root of the project's tree for this template version; made once."""
+    session.get_one(Project, project.uuid, with_for_update=True)
+    found = session.scalars(
+        select(Checkpoint).where(
+            Checkpoint.project_uuid == project.uuid,
+            Checkpoint.checkpoint_type == "genesis",
+            Checkpoint.vm_id == template.vm_id,
+        )
+    ).first()
+    if found is not None:
+        return found
+    checkpoint = Checkpoint(
+        uuid=uuid4(),
+        project_uuid=project.uuid,
+        checkpoint_type="genesis",
+        vm_id=template.vm_id,
+        node=template.node,
+        carrier="template",
+        description=f"template {template.name}",
+        verification_status="verified",
+        verified_at=datetime.now(UTC),
+        metadata_={"template": str(template.uuid)},
+    )
+    session.add(checkpoint)
+    session.flush()
+    if project.initial_checkpoint_uuid is None:
+        project.initial_checkpoint_uuid = checkpoint.uuid
+    return checkpoint
+
+
+def clonable(
+    session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[Session], int]
+) -> tuple[int, Operation | None]:
+    """The template to clone for this checkpoint, and the operation that makes it first when there is none yet."""
+    checkpoint = session.get_one(Checkpoint, checkpoint.uuid, with_for_update=True, populate_existing=True)
+    if checkpoint.verification_status != "verified":
+        raise CheckpointNotReady(f"Checkpoint {checkpoint.uuid} is {checkpoint.verification_status}, not verified")
+    if checkpoint.template_vm_id is not None:
+        return checkpoint.template_vm_id, None
+    if checkpoint.carrier == "template":
+        return checkpoint.vm_id, None
+    if checkpoint.carrier != "snapshot":
+        raise CheckpointNotReady(f"Checkpoint {checkpoint.uuid} is a {checkpoint.carrier}; it has to be restored first")
+    promotion = promote(session, checkpoint, new_vm_id)
+    return promotion.params["vars"]["machine_promote_vm_id"], promotion
+
+
+def promote(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[Session], int]) -> Operation:
+    """Queue the promotion of a snapshot to a template, or return the one that is under way."""
+    under_way = session.scalars(
+        select(Operation).where(
+            Operation.checkpoint_uuid == checkpoint.uuid,
+            Operation.kind == "promote",
+            Operation.status.in_(("queued", "running")),
+        )
+    ).first()
+    if under_way is not None:
+        return under_way
+    machine = session.get_one(Machine, checkpoint.creating_machine_uuid)
+    return operations.enqueue(
+        session,
+        "promote",
+        machine_uuid=machine.uuid,
+        project_uuid=checkpoint.project_uuid,
+        checkpoint_uuid=checkpoint.uuid,
+        params={
+            "vars": {
+                "machine_vm_id": checkpoint.vm_id,
+                "machine_name": machine.name,
+                "machine_uuid": str(machine.uuid),
+                "machine_checkpoint": {"name": checkpoint.proxmox_snapshot_id},
+                "machine_promote_vm_id": new_vm_id(session),
+            }
+        },
+    )
