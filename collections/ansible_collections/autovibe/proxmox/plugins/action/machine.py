@@ -1,0 +1,131 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`autovibe.proxmox.machine`: one VM, in its state. Documented in plugins/modules/machine.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Wanted
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
+    IDENTITY_SPEC,
+    Client,
+    PveAction,
+    diff,
+    identity,
+)
+
+if Client is not None:
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest, described
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Source
+
+#: How long a guest may take to boot when files are to be put into it.
+AGENT_SECONDS = 180
+
+NET_SPEC = {
+    "type": "dict",
+    "options": {
+        "model": {"type": "str", "choices": ["virtio", "e1000", "e1000e", "rtl8139", "vmxnet3"]},
+        "bridge": {"type": "str"},
+        "mac": {"type": "str"},
+        "tag": {"type": "int"},
+        "firewall": {"type": "bool"},
+    },
+}
+SOURCE_SPEC = {
+    "type": "dict",
+    "options": {"vm_id": {"type": "int"}, "name": {"type": "str"}, "snapshot": {"type": "str"}},
+    "mutually_exclusive": [("vm_id", "name")],
+    "required_one_of": [("vm_id", "name")],
+}
+FILE_SPEC = {
+    "type": "list",
+    "elements": "dict",
+    "options": {
+        "path": {"type": "str", "required": True},
+        "src": {"type": "path", "required": True},
+        "mode": {"type": "str", "default": "0600"},
+        "owner": {"type": "str"},
+    },
+}
+
+
+class ActionModule(PveAction):
+    SPEC = {
+        "state": {"type": "str", "choices": ["present", "started", "stopped", "absent"], "default": "present"},
+        "vm_id": {"type": "int"},
+        "name": {"type": "str"},
+        "identity": IDENTITY_SPEC,
+        "source": SOURCE_SPEC,
+        "full": {"type": "bool", "default": False},
+        "storage": {"type": "str"},
+        "pool": {"type": "str"},
+        "notes": {"type": "str"},
+        "tags": {"type": "list", "elements": "str"},
+        "cores": {"type": "int"},
+        "memory": {"type": "int"},
+        "net": NET_SPEC,
+        "ip": {"type": "str"},
+        "gateway": {"type": "str"},
+        "ciuser": {"type": "str"},
+        "sshkeys": {"type": "str", "no_log": False},
+        "wait_agent": {"type": "int", "default": 0},
+        "files": FILE_SPEC,
+        "shutdown_timeout": {"type": "int", "default": 0},
+        "force": {"type": "bool", "default": False},
+    }
+    CONSTRAINTS = {"required_one_of": [("vm_id", "name", "identity")]}
+
+    def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
+        machines = Machines(client, options["node"], options["timeout"])
+        wanted = _wanted(options)
+        files = [(spec, self.read_file(spec["src"], "files.src")) for spec in options["files"] or []]
+        if options["state"] == "absent":
+            change = machines.remove(options["vm_id"], wanted, force=options["force"], check=check)
+            return {"changed": change.changed, "diff": diff(change.before, change.after), "machine": change.facts}
+        source = (lambda: _source(machines, options)) if options["source"] else None
+        change = machines.ensure(
+            options["vm_id"],
+            wanted,
+            source=source,
+            pool=options["pool"],
+            state=options["state"],
+            shutdown_timeout=options["shutdown_timeout"],
+            check=check,
+        )
+        pushed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        if change.facts["status"] == "running":
+            pushed = self._push(client, options, change, files, check)
+        before, after = dict(change.before), dict(change.after)
+        if pushed:
+            before["files"], after["files"] = [one[0] for one in pushed], [one[1] for one in pushed]
+        return {"changed": before != after, "diff": diff(before, after), "machine": change.facts}
+
+    def _push(self, client: Client, options: dict[str, Any], change: Any, files: list[Any], check: bool) -> list[Any]:
+        """Before and after of each file; a guest that is only going to run has none of them yet."""
+        guest = Guest(client, options["node"], change.facts["vm_id"] or 0)
+        if not check and (files or options["wait_agent"]):
+            guest.wait(options["wait_agent"] or AGENT_SECONDS)
+        return [
+            guest.put(spec["path"], content, mode=spec["mode"], owner=spec["owner"], check=check)
+            if change.live
+            else ({}, described(spec["path"], content, spec["mode"], spec["owner"]))
+            for spec, content in files
+        ]
+
+
+def _wanted(options: dict[str, Any]) -> Wanted:
+    return Wanted(
+        identity=identity(options),
+        **{
+            key: options[key]
+            for key in ("name", "notes", "tags", "cores", "memory", "net", "ip", "gateway", "ciuser", "sshkeys")
+        },
+    )
+
+
+def _source(machines: Machines, options: dict[str, Any]) -> Source:
+    given = options["source"]
+    vmid = given["vm_id"] or machines.template(given["name"])
+    return Source(vmid, given["snapshot"], full=options["full"], storage=options["storage"])
