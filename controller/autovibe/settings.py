@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     anthropic_api_key: SecretStr | None = Field(None, validation_alias=_from_env("anthropic_api_key"))
     upstream_url: str = "https://api.anthropic.com"
     upstream_timeout_seconds: float = Field(600, gt=0)
+    demo_model_url: str | None = Field(None, description="Upstream without a key; default: the lab's model-port")
+    demo_model_key_file: Path | None = Field(None, description="Default: model-key in the lab's folder")
+    min_useful_output_tokens: int = Field(256, ge=1, description="max_tokens is never lowered below this")
+    reservation_wait_seconds: float = Field(20, ge=0, description="for money that calls under way hold")
 
     worker_concurrency: int = Field(4, ge=1, description="ansible-runner runs at a time")
     worker_batch: int = Field(20, ge=1, description="operations in one run")
