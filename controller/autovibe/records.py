@@ -61,19 +61,29 @@ def begin(session: Session, operation: Operation) -> None:
             machine.status = "checkpointing"
 
 
-_WANTED = {"spawn": "machine", "restore": "machine", "checkpoint": "checkpoint", "promote": "checkpoint"}
+_AWAITED = {
+    "spawn": ("machine", "machine"),
+    "restore": ("machine", "machine"),
+    "checkpoint": ("checkpoint", "checkpoint"),
+    "promote": ("checkpoint", "checkpoint"),
+    "terminate": ("checkpoint", "checkpoint"),
+    "template": ("template", "template"),
+}
+
+
+def awaited(operation: Operation) -> tuple[str, str]:
+    """The module of the last task of this operation's entry point, and the fact that it returns."""
+    if operation.kind == "terminate" and operation.params["vars"]["machine_final"]["kind"] == "none":
+        return "machine", "machine"
+    return _AWAITED[operation.kind]
 
 
 def _unusable(operation: Operation, result: dict[str, Any] | None) -> str | None:
     """Why a success is none: the playbook did not say what it made."""
-    wanted = _WANTED.get(operation.kind)
-    if operation.kind == "template":
-        wanted = "template"
-    if operation.kind == "terminate" and operation.params["vars"]["machine_final"]["kind"] != "none":
-        wanted = "checkpoint"
-    if wanted and not (result or {}).get(wanted):
-        return f"The {operation.kind} playbook ended without a result `{wanted}`"
-    return None
+    fact = awaited(operation)[1]
+    if operation.checkpoint_uuid is None and operation.kind == "terminate":
+        return None
+    return None if (result or {}).get(fact) else f"The {operation.kind} playbook ended without a result `{fact}`"
 
 
 def _machine(session: Session, operation: Operation) -> Machine:

@@ -22,6 +22,8 @@ from autovibe.settings import Settings
 GROUP = "machines"
 _ALLOWED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM", "VIRTUAL_ENV"})
 _ALLOWED_PREFIXES = ("LC_", "ANSIBLE_", "AWX_", "RUNNER_")
+#: 128 + SIGINT, SIGKILL, SIGTERM.
+_ENDED_BY_SIGNAL = frozenset({130, 137, 143})
 _SECRET_WORDS = ("PASSWORD", "SECRET", "TOKEN", "API_KEY", "APIKEY", "PRIVATE_KEY", "DATABASE_URL", "CREDENTIAL")
 
 
@@ -47,6 +49,11 @@ class Outcome:
     status: str
     rc: int | None
     tail: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended it from outside, so that it says nothing about the operations."""
+        return self.rc is None or self.rc < 0 or self.rc in _ENDED_BY_SIGNAL or self.status in ("canceled", "lost")
 
 
 class Run:
