@@ -106,7 +106,7 @@ class PveAction(ActionBase, abc.ABC):
             hidden.add(secret)
         ca_path = options["ca_path"]
         if ca_path and options["validate_certs"] and not os.path.exists(ca_path):
-            raise SettingsError(f"ca_path: there is no file {ca_path}.")
+            raise SettingsError(f"ca_path: there is no file {ca_path}; copy the node's /etc/pve/pve-root-ca.pem there.")
         return Client(
             Endpoint(
                 host=options["api_host"],
@@ -130,7 +130,9 @@ class PveAction(ActionBase, abc.ABC):
             with open(found, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise SettingsError(f"{option}: {found} cannot be read: {error.strerror}.") from error
+            raise SettingsError(
+                f"{option}: {found}: {error.strerror}; write this file first, or name another one."
+            ) from error
 
 
 def identity(options: dict[str, Any]) -> Identity | None:

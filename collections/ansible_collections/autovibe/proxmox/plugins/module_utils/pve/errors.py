@@ -26,7 +26,7 @@ class PveError(Exception):
 
 
 class SettingsError(PveError):
-    """The connection to Proxmox VE is not described completely."""
+    """An option cannot be used as it is given."""
 
 
 class Unreachable(PveError):

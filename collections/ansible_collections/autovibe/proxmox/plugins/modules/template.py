@@ -1,0 +1,121 @@
+#!/usr/bin/python
+# Copyright (c) The autovibe authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: template
+short_description: A template that machines are cloned from
+version_added: 0.1.0
+author: The autovibe authors (@autovibe)
+description:
+  - Makes a VM of a disk image and turns it into a template; or turns a VM that is there into one.
+  - A template of a disk image has a version, the hash of everything that it is made of. The same inputs change
+    nothing; other inputs make a new template of the same name beside the old one.
+options:
+  name:
+    description: Name of the template, a DNS name.
+    type: str
+  vm_id:
+    description: VM id of a new version. The next free one if not given.
+    type: int
+  disk_source:
+    description:
+      - Volume that is imported as the disk, such as V(local:import/debian.qcow2).
+      - Or a new, empty disk, such as V(local:8), of so many GiB.
+    type: str
+  from_vm_id:
+    description: A stopped VM without snapshots that becomes the template.
+    type: int
+  storage:
+    description: Storage of the template's disks.
+    type: str
+  cloudinit_storage:
+    description: Storage of the cloud-init drive. Uses O(storage) if not given.
+    type: str
+  cores:
+    description: Number of cores.
+    type: int
+    default: 1
+  memory:
+    description: Memory in MiB.
+    type: int
+    default: 512
+  bridge:
+    description: Bridge of the NIC.
+    type: str
+    default: vmbr1
+  options:
+    description: More of the VM's configuration, by Proxmox VE's own names. They win over what this module sets.
+    type: dict
+    default: {}
+  inputs:
+    description: What else decides the version, such as the checksum of the image.
+    type: dict
+    default: {}
+  installation:
+    description: UUID of the installation that owns the template; it stands in its description.
+    type: str
+  pool:
+    description: Resource pool of the template.
+    type: str
+  tags:
+    description: Tags of the template.
+    type: list
+    elements: str
+    default: [autovibe]
+extends_documentation_fragment:
+  - autovibe.proxmox.connection
+  - autovibe.proxmox.connection.diff
+seealso:
+  - module: autovibe.proxmox.machine
+"""
+
+EXAMPLES = r"""
+- name: A template of a cloud image in storage local
+  autovibe.proxmox.template:
+    name: debian
+    disk_source: local:import/debian.qcow2
+    storage: local
+    inputs:
+      sha256: "{{ debian_image_sha256 }}"
+
+- name: A template of a VM
+  autovibe.proxmox.template:
+    from_vm_id: 101
+"""
+
+RETURN = r"""
+template:
+  description: The template.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+      sample: debian
+    vm_id:
+      description: Its VM id; null in check mode when a new one would be taken.
+      type: int
+      sample: 9000
+    node:
+      description: Name of the node.
+      type: str
+      sample: pve1
+    inputs:
+      description: Its version; null for a template of a VM.
+      type: str
+      sample: 0a1b2c3d4e5f6071
+error_class:
+  description: What kind of error it was, such as V(IdentityError) or V(TaskFailed).
+  returned: failure
+  type: str
+task_log:
+  description: The last lines of the failed Proxmox VE task's log; empty when no task failed.
+  returned: failure
+  type: list
+  elements: str
+"""
