@@ -15,6 +15,8 @@ from autovibe.errors import AutovibeError
 
 BODY_BYTES = 8 << 20
 ENROL_BODY_BYTES = 16 << 10
+#: What is read and thrown away of a body that is too large: most clients hear an answer only after they have sent all.
+DRAINED_BYTES = 64 << 20
 REQUESTS_PER_SECOND = 20.0
 BURST = 100.0
 MACHINES_REMEMBERED = 10_000
@@ -38,8 +40,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         limit = ENROL_BODY_BYTES if scope["path"].endswith("/enrol") else BODY_BYTES
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        body = None if not length.isdigit() or int(length) > limit else await self._read(receive, limit)
+        body = await self._read(receive, limit)
         if body is None:
             content = error_body(scope["path"], "too_large", f"The request is larger than {limit} bytes")
             await JSONResponse(content, 413, {"Connection": "close"})(scope, receive, send)
@@ -57,18 +58,23 @@ class BodyLimit:
 
     @staticmethod
     async def _read(receive: Receive, limit: int) -> bytes | None:
+        """The body, or None when it is larger."""
         chunks: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return b"".join(chunks)
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= limit:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+            if size > limit + DRAINED_BYTES:
                 return None
             if not message.get("more_body"):
-                return b"".join(chunks)
+                return b"".join(chunks) if size <= limit else None
 
 
 class RateLimit:

@@ -1,0 +1,180 @@
+"""A real hub: its API process over TLS on a free port, a real Postgres, projects and machines."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from autovibe import budgets, ca, db, identity, machines, postgres, tokens
+from autovibe.models import Machine, Project
+from autovibe.settings import Settings, load_settings
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict
+    content: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.content)
+
+    @property
+    def code(self):
+        return self.json["error"]["type"]
+
+
+@dataclass
+class TestHub:
+    """A hub and what a test does with it."""
+
+    __test__ = False
+    settings: Settings
+    process: subprocess.Popen
+    log: Path
+
+    def call(self, method, path, body=None, token=None, headers=None) -> Answer:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(ca.ensure_for(self.settings).ca)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.settings.hub_port, context=context, timeout=20)
+        headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        try:
+            connection.request(method, path, body=data, headers=headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            connection.close()
+
+    def session(self):
+        return db.session_scope(self.settings)
+
+    def machine(self, prompt="", machine_type="command", command=None, budget="5", status="spawning", **assignment):
+        """A machine as `machines.spawn` leaves it, without its template and VM."""
+        with self.session() as session:
+            project = Project(uuid=uuid4(), name=f"project {uuid4()}")
+            session.add(project)
+            session.flush()
+            budgets.create(session, project.uuid, budget)
+            uuid = uuid4()
+            machine = Machine(
+                uuid=uuid,
+                name=f"m-{uuid.hex[:8]}",
+                machine_type=machine_type,
+                project_uuid=project.uuid,
+                status=status,
+                original_prompt=prompt,
+                vm_id=machines.next_vm_id(session),
+                assignment={"command": command, **assignment},
+            )
+            session.add(machine)
+        return machine
+
+    def get(self, machine: Machine) -> Machine:
+        """The machine as it is in the database now."""
+        with self.session() as session:
+            return session.get_one(Machine, machine.uuid)
+
+    def change(self, machine: Machine, **values) -> None:
+        with self.session() as session:
+            fresh = session.get_one(Machine, machine.uuid)
+            for name, value in values.items():
+                setattr(fresh, name, value)
+
+    def enrolment(self, machine: Machine, /, **changes) -> dict:
+        generation = changes.pop("generation", machine.generation or 1)
+        token = identity.enrol_token(self.settings, machine.uuid, generation)
+        body = {"machine": str(machine.uuid), "generation": generation, "token": token, "nonce": "a nonce of mine"}
+        return {**body, **changes}
+
+    def token(self, machine: Machine) -> str:
+        """A token of the machine, which has enrolled."""
+        answer = self.call("POST", "/agent/v1/enrol", self.enrolment(self.get(machine)))
+        assert answer.status == 200, answer.content
+        return answer.json["token"]
+
+    def minted(self, machine: Machine) -> str:
+        return tokens.machine_token(self.get(machine), self.settings)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_api(settings: Settings, log: Path) -> subprocess.Popen:
+    """The API's process; returns once it answers."""
+    environment = {
+        **os.environ,
+        "AUTOVIBE_STATE_DIR": str(settings.state_dir),
+        "AUTOVIBE_HUB_URL_FOR_GUESTS": settings.hub_url_for_guests,
+        "AUTOVIBE_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
+        "ANTHROPIC_API_KEY": "sk-ant-never-to-be-seen",
+    }
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autovibe.api", "--port", str(settings.hub_port)],
+            env=environment,
+            stdout=file,
+            stderr=file,
+        )
+    end = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", settings.hub_port), 1):
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise RuntimeError(f"the API did not start: {log.read_text()}")
+
+
+def stop_api(process: subprocess.Popen) -> int:
+    process.terminate()
+    try:
+        return process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+@pytest.fixture(scope="session")
+def hub():
+    with tempfile.TemporaryDirectory(prefix="avhub", ignore_cleanup_errors=True) as folder:
+        state = Path(folder) / "state"
+        port = free_port()
+        settings = load_settings(
+            state_dir=state, hub_port=port, hub_url_for_guests=f"https://127.0.0.1:{port}", heartbeat_seconds=1
+        )
+        process = None
+        try:
+            db.upgrade(settings)
+            log = state / "api.log"
+            process = start_api(settings, log)
+            yield TestHub(settings, process, log)
+        finally:
+            if process is not None and process.poll() is None:
+                stop_api(process)
+            db.dispose(settings)
+            postgres.stop(settings)
+            postgres.remove(settings)
+
+
+@pytest.fixture
+def machine(hub) -> Machine:
+    return hub.machine(prompt="say hello")
+
+
+@pytest.fixture
+def no_such_uuid() -> UUID:
+    return uuid4()
