@@ -1,0 +1,171 @@
+"""From the bytes that a machine sent to a call with a proven upper bound of its input tokens.
+
+The bound of a call's input:
+
+- text: a token is at least one byte, so the bytes of the request that is forwarded bound all that is text in it,
+  structure and tool definitions included. The gateway forwards its own serialization of what it has checked; so a
+  duplicate key or an odd encoding cannot make the provider read anything else.
+- numbers: a number with an exponent (1e300) may be written out by the provider; each counts `NUMBER_TOKENS`.
+- images: at most `IMAGE_TOKENS` each, whatever their bytes (documented: larger ones are scaled down first).
+- PDF documents: pages are not bounded by bytes, so the model's whole context window; `count_tokens` tightens it.
+- a reference to a tool: at most the largest tool definition in the request.
+- what the provider adds by itself (system prompts for tools, thinking, structured output): `OVERHEAD_TOKENS`.
+- never more than the largest context window: a longer prompt is refused by the provider, unbilled.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autovibe.gateway import fields
+from autovibe.gateway.errors import GatewayError, bad_request
+
+MAX_BODY = 32 * 1024 * 1024  # the API's documented limit of a request
+CONTEXT_TOKENS = 1_000_000  # the largest context window of any model that has a price here
+IMAGE_TOKENS = 5_000  # documented: at most 4,784 for models with high-resolution images, ~1,600 for others
+NUMBER_TOKENS = 400  # a double written out has at most 309 digits before the point, or 324 places after it
+OVERHEAD_TOKENS = 2_048  # documented: at most 530 for tools; thinking and structured output add less than that each
+THINKING_MINIMUM = 1_024  # the API's smallest thinking.budget_tokens
+MAX_OUTPUT = 1_000_000
+
+
+@dataclass(frozen=True)
+class CheckedRequest:
+    """A request that may be forwarded, and the bound of its input tokens."""
+
+    payload: dict[str, Any]
+    body: bytes
+    input_bound: int
+    media: bool = field(default=False)
+
+    @property
+    def model(self) -> str:
+        return self.payload["model"]
+
+    @property
+    def max_tokens(self) -> int:
+        return self.payload["max_tokens"]
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.payload.get("stream"))
+
+    @property
+    def thinking_budget(self) -> int | None:
+        thinking = self.payload.get("thinking") or {}
+        return thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
+
+    def least_output(self, useful: int) -> int:
+        """The smallest `max_tokens` that still allows a useful answer."""
+        least = useful + THINKING_MINIMUM if self.thinking_budget is not None else useful
+        return min(least, self.max_tokens)
+
+    def lowered(self, max_tokens: int, useful: int) -> CheckedRequest:
+        """The same request with a smaller `max_tokens`, and a thinking budget that stays below it."""
+        if max_tokens >= self.max_tokens:
+            return self
+        payload = {**self.payload, "max_tokens": max_tokens}
+        budget = self.thinking_budget
+        if budget is not None and budget >= max_tokens:
+            room = max(THINKING_MINIMUM, max_tokens - useful)
+            payload["thinking"] = {**payload["thinking"], "budget_tokens": min(budget, room)}
+        return replace(self, payload=payload, body=serialize(payload))
+
+    def for_counting(self) -> bytes:
+        """The body of a `count_tokens` request for it."""
+        return serialize({name: value for name, value in self.payload.items() if name in fields.COUNTED_FIELDS})
+
+
+def check_messages(raw: bytes) -> CheckedRequest:
+    """The request of `POST /v1/messages`; GatewayError (400) names the field that is wrong, and why."""
+    checked = _check(raw, fields.messages_request)
+    _whole_number(checked.payload, "max_tokens", 1, MAX_OUTPUT)
+    if checked.thinking_budget is not None or (checked.payload.get("thinking") or {}).get("type") == "enabled":
+        _whole_number(checked.payload["thinking"], "budget_tokens", THINKING_MINIMUM, MAX_OUTPUT, "thinking.")
+    return checked
+
+
+def check_count_tokens(raw: bytes) -> CheckedRequest:
+    """The request of `POST /v1/messages/count_tokens`."""
+    return _check(raw, fields.count_tokens_request)
+
+
+def _check(raw: bytes, rule: fields.Rule) -> CheckedRequest:
+    payload, exponents = parse(raw)
+    found = fields.Found()
+    try:
+        rule(payload, "", found)
+        body = serialize(payload)
+    except RecursionError:
+        raise bad_request("the body is nested too deeply") from None
+    bound = (
+        len(body)
+        - found.media_bytes
+        + found.images * IMAGE_TOKENS
+        + exponents * NUMBER_TOKENS
+        + found.tool_references * found.largest_tool
+        + OVERHEAD_TOKENS
+    )
+    if found.documents:
+        bound = CONTEXT_TOKENS
+    return CheckedRequest(payload, body, min(bound, CONTEXT_TOKENS), bool(found.images or found.documents))
+
+
+def parse(raw: bytes) -> tuple[Any, int]:
+    """The JSON value, and how many of its numbers have an exponent."""
+    exponents = 0
+
+    def number(literal: str) -> float:
+        nonlocal exponents
+        exponents += "e" in literal or "E" in literal
+        return float(literal)
+
+    def constant(name: str) -> float:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(raw, parse_float=number, parse_constant=constant), exponents
+    except RecursionError:
+        raise bad_request("the body is nested too deeply") from None
+    except ValueError:
+        raise bad_request("the body is not valid JSON") from None
+
+
+def serialize(payload: Any) -> bytes:
+    try:
+        return json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:  # a lone surrogate, or a number beyond a double
+        raise bad_request("the body holds text that is not Unicode, or a number that is too large") from None
+
+
+def decompress(raw: bytes, encoding: str) -> bytes:
+    """The body without its Content-Encoding (identity or gzip), never more than `MAX_BODY`."""
+    if encoding.strip().lower() in ("", "identity"):
+        return raw
+    if encoding.strip().lower() not in ("gzip", "x-gzip"):
+        raise GatewayError(
+            415, "invalid_request_error", f"Content-Encoding {encoding!r:.40} is not supported; use gzip"
+        )
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        body = inflater.decompress(raw, MAX_BODY + 1)
+    except zlib.error:
+        raise bad_request("the body is not valid gzip") from None
+    if len(body) > MAX_BODY:
+        raise too_large()
+    if not inflater.eof or inflater.unused_data:
+        raise bad_request("the body is not one whole gzip stream")
+    return body
+
+
+def too_large() -> GatewayError:
+    return GatewayError(413, "request_too_large", f"the request is larger than {MAX_BODY // 2**20} MiB")
+
+
+def _whole_number(holder: dict[str, Any], name: str, least: int, most: int, prefix: str = "") -> None:
+    value = holder.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise bad_request(f"{prefix}{name}: must be a whole number from {least} to {most}")
