@@ -137,9 +137,7 @@ def genesis(session: Session, project: Project, template: Template) -> Checkpoin
     return checkpoint
 
 
-def clonable(
-    session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[Session], int]
-) -> tuple[int, Operation | None]:
+def clonable(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[], int]) -> tuple[int, Operation | None]:
     """The template to clone for this checkpoint, and the operation that makes it first when there is none yet."""
     checkpoint = session.get_one(Checkpoint, checkpoint.uuid, with_for_update=True, populate_existing=True)
     if checkpoint.verification_status != "verified":
@@ -154,7 +152,7 @@ def clonable(
     return promotion.params["vars"]["machine_promote_vm_id"], promotion
 
 
-def promote(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[Session], int]) -> Operation:
+def promote(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[], int]) -> Operation:
     """Queue the promotion of a snapshot to a template, or return the one that is under way."""
     under_way = session.scalars(
         select(Operation).where(
@@ -178,7 +176,7 @@ def promote(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[Sessi
                 "machine_name": machine.name,
                 "machine_uuid": str(machine.uuid),
                 "machine_checkpoint": {"name": checkpoint.proxmox_snapshot_id},
-                "machine_promote_vm_id": new_vm_id(session),
+                "machine_promote_vm_id": new_vm_id(),
             }
         },
     )

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,8 +21,6 @@ from autovibe.errors import AutovibeError, Conflict, Invalid
 from autovibe.models import Checkpoint, Installation, Machine, MachineEvent, Operation, Project
 from autovibe.settings import Settings
 
-#: Below this nothing useful can be paid.
-MIN_SPAWN_CAD = Decimal("0.01")
 TYPES = ("claude_code", "aider", "qwen_coder", "command")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -101,7 +98,7 @@ def spawn(
     if asked_before := operations.by_key(session, key):
         return session.get_one(Machine, asked_before.machine_uuid)
     ask = _checked(prompt, machine_type, command, files, model, limits)
-    _may_spawn(session, project)
+    _may_spawn(session, settings, project)
     source, parent, dependency = _source(session, settings, project, template, checkpoint)
     machine = Machine(uuid=uuid4(), name="", machine_type=machine_type, project_uuid=project.uuid)
     machine.name = _name(session, project, name, machine.uuid)
@@ -109,7 +106,7 @@ def spawn(
     machine.assignment = {"command": ask.command, "files": ask.files, "model": ask.model, "limits": ask.limits}
     machine.resource_constraints = {"cores": settings.default_cores, "memory": settings.default_memory, **ask.limits}
     machine.parent_checkpoint_uuid = parent.uuid
-    machine.vm_id = next_vm_id(session)
+    machine.vm_id = next_vm_id(session, settings)
     session.add(machine)
     session.flush()
     machine.network_slot = slots.acquire(session, settings, machine.uuid).slot
@@ -148,6 +145,8 @@ def terminate(
     machine.outcome = machine.outcome or outcome
     machine.stop_requested_at = machine.stop_requested_at or datetime.now(UTC)
     machine.stop_reason = machine.stop_reason or reason
+    if outcome == "failed":
+        machine.error_message = machine.error_message or reason
     if manifest:
         machine.file_modifications = manifest
     # A machine whose agent never came up has made nothing that is worth keeping.
@@ -229,9 +228,16 @@ def restore(session: Session, settings: Settings, machine: Machine, checkpoint: 
     )
 
 
-def next_vm_id(session: Session) -> int:
-    """A VM id that this installation has never used: the range only grows."""
-    return session.scalar(text("SELECT nextval('vm_ids')::integer"))
+def next_vm_id(session: Session, settings: Settings) -> int:
+    """A VM id that this installation has never used, `vm_id_first` or above: the range only grows."""
+    vm_id = session.scalar(text("SELECT nextval('vm_ids')::integer"))
+    if vm_id >= settings.vm_id_first:
+        return vm_id
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('autovibe vm_ids'))"))
+    vm_id = session.scalar(text("SELECT nextval('vm_ids')::integer"))
+    if vm_id < settings.vm_id_first:
+        vm_id = session.scalar(text("SELECT setval('vm_ids', :first)::integer"), {"first": settings.vm_id_first})
+    return vm_id
 
 
 def installation_id(session: Session) -> UUID:
@@ -292,15 +298,15 @@ def _checked(
     return Ask(prompt, machine_type, list(command) if command else None, list(files), model, dict(limits or {}))
 
 
-def _may_spawn(session: Session, project: Project) -> None:
+def _may_spawn(session: Session, settings: Settings, project: Project) -> None:
     from autovibe import budgets
 
     if project.status != "active":
         raise ProjectNotActive(f"Project {project.name} is {project.status}", "Only an active one gets machines.")
     available = budgets.available(session, project.uuid)
-    if available < MIN_SPAWN_CAD:
-        shown = format(available.normalize(), "f")
-        raise BudgetTooSmall(f"Project {project.name} has CAD {shown} left; a machine needs at least {MIN_SPAWN_CAD}")
+    if available < settings.min_spawn_cad:
+        shown, least = (format(amount.normalize(), "f") for amount in (available, settings.min_spawn_cad))
+        raise BudgetTooSmall(f"Project {project.name} has CAD {shown} left; a machine needs at least {least}")
 
 
 def _source(
@@ -314,7 +320,7 @@ def _source(
         return {"vm_id": ready.vm_id}, checkpoints.genesis(session, project, ready), None
     if checkpoint.project_uuid != project.uuid:
         raise Invalid(f"Checkpoint {checkpoint.uuid} belongs to another project")
-    vm_id, promotion = checkpoints.clonable(session, checkpoint, next_vm_id)
+    vm_id, promotion = checkpoints.clonable(session, checkpoint, lambda: next_vm_id(session, settings))
     return {"vm_id": vm_id}, checkpoint, promotion
 
 

@@ -102,7 +102,7 @@ def _spawn_failed(session: Session, settings: Settings, operation: Operation) ->
     machine = _machine(session, operation)
     tries = operation.params.get("tries", 1)
     if operation.error_class == _OTHER_VM and operation.run_uuid and tries < _SPAWN_TRIES:
-        _spawn_elsewhere(session, machine, operation, tries)
+        _spawn_elsewhere(session, settings, machine, operation, tries)
         return
     _failed(session, machine, f"The spawn failed: {operation.error}")
     if operation.error_class != _OTHER_VM and operation.run_uuid is not None:
@@ -112,9 +112,9 @@ def _spawn_failed(session: Session, settings: Settings, operation: Operation) ->
         slots.release(session, machine.uuid)
 
 
-def _spawn_elsewhere(session: Session, machine: Machine, operation: Operation, tries: int) -> None:
+def _spawn_elsewhere(session: Session, settings: Settings, machine: Machine, operation: Operation, tries: int) -> None:
     machines.say(session, machine.uuid, f"VM id {machine.vm_id} is taken by another VM; trying the next one")
-    machine.vm_id = machines.next_vm_id(session)
+    machine.vm_id = machines.next_vm_id(session, settings)
     params = {**operation.params, "tries": tries + 1}
     params["vars"] = {**params["vars"], "machine_vm_id": machine.vm_id}
     operations.enqueue(session, "spawn", machine_uuid=machine.uuid, project_uuid=machine.project_uuid, params=params)
@@ -160,7 +160,7 @@ def _terminated(session: Session, settings: Settings, operation: Operation) -> N
     project = session.get_one(Project, machine.project_uuid, with_for_update=True)
     project.current_checkpoint_uuid = checkpoint.uuid
     if checkpoint.carrier == "snapshot":
-        checkpoints.promote(session, checkpoint, machines.next_vm_id)
+        checkpoints.promote(session, checkpoint, lambda: machines.next_vm_id(session, settings))
 
 
 def _terminate_failed(session: Session, settings: Settings, operation: Operation) -> None:

@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(60, ge=5)
     heartbeat_seconds: int = Field(15, ge=1)
 
+    runs_kept: int = Field(50, ge=1, description="folders of ended runs kept in the state folder")
+
+    min_spawn_cad: Decimal = Field(Decimal("0.01"), ge=0, description="A machine is refused when less is available")
+    machine_boot_seconds: int = Field(900, ge=1, description="A machine that has not enrolled by then is ended")
+    machine_silence_seconds: int = Field(600, ge=1, description="A machine without a heartbeat for so long is ended")
     vm_id_first: int = Field(10000, ge=100, le=999_000_000)
     default_cores: int = Field(1, ge=1)
     default_memory: int = Field(1024, ge=64, description="MiB")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from autovibe import processes
-from autovibe.errors import AutovibeError
+from autovibe.errors import AutovibeError, DatabaseNotMigrated
 from autovibe.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -325,7 +325,13 @@ def ensure_database(settings: Settings) -> None:
     """The embedded server runs (if it is the embedded one) and the schema is the newest."""
     from autovibe import db
 
-    db.ensure_migrated(settings)
+    try:
+        db.engine(settings)
+    except DatabaseNotMigrated:
+        db.upgrade(settings)
+        db.engine(settings)
+    # The children connect by themselves.
+    db.dispose(settings)
 
 
 def stop_database(settings: Settings) -> bool:

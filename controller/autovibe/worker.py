@@ -35,7 +35,6 @@ POLL_SECONDS = 10.0
 GATHER_SECONDS = 0.03
 STOP_LANE_RUNS = 2
 STOP_GRACE_SECONDS = 8.0
-KEPT_RUNS = 50
 
 
 def worker_id() -> str:
@@ -189,7 +188,7 @@ class Worker:
         with self._lock:
             self.active.pop(run_uuid, None)
             in_use = set(self.active)
-        runner.prune(self.settings, KEPT_RUNS, in_use)
+        runner.prune(self.settings, self.settings.runs_kept, in_use)
         self.wake()
 
     def _recover(self) -> None:
