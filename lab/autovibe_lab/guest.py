@@ -33,7 +33,7 @@ class Guest(Protocol):
         """Kill it at once. Of a stopped guest: nothing."""
 
     async def shutdown(self, timeout: float) -> bool:
-        """Ask it to go: through its agent where `agent: 1`, else by ACPI. False when it still runs after `timeout` s."""
+        """Ask it to go, through its agent or by ACPI. False when it still runs after `timeout` seconds."""
 
     def running(self) -> bool: ...
 
@@ -50,6 +50,9 @@ class Guest(Protocol):
 
     async def delete_snapshot(self, name: str) -> None:
         """Delete that snapshot from the running guest's disks, through QMP."""
+
+    async def adopt(self, config: dict[str, str]) -> bool:
+        """Take it over if an earlier daemon's process of it still runs."""
 
     async def close(self) -> None:
         """Let go of it without stopping it."""
@@ -90,6 +93,9 @@ class NullGuest:
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
+
+    async def adopt(self, config: dict[str, str]) -> bool:
+        return False
 
     async def close(self) -> None: ...
 
@@ -133,7 +139,7 @@ class NullGuest:
 
     def _guest_exec_status(self, pid: int) -> dict:
         if pid not in self._results:
-            raise AgentError("PID " + str(pid) + " does not exist")
+            raise AgentError("Invalid parameter 'pid'")
         return self._results.pop(pid)
 
     def _guest_file_open(self, path: str, mode: str = "r") -> int:

@@ -1,0 +1,31 @@
+"""The API's calls, one module a subject. Importing this package registers them all."""
+
+from autovibe_lab.api import (
+    access,
+    agent,
+    clone,
+    cluster,
+    configure,
+    lifecycle,
+    nodes,
+    pools,
+    power,
+    snapshots,
+    storage,
+    tasks,
+)
+
+__all__ = [
+    "access",
+    "agent",
+    "clone",
+    "cluster",
+    "configure",
+    "lifecycle",
+    "nodes",
+    "pools",
+    "power",
+    "snapshots",
+    "storage",
+    "tasks",
+]

@@ -1,0 +1,144 @@
+"""/nodes/N/qemu/ID/agent: what Proxmox makes of the guest agent's commands.
+
+Text travels as latin-1: every character of `content` and `out-data` is one byte.
+"""
+
+from __future__ import annotations
+
+import base64
+
+from autovibe_lab.api.routes import Call, route
+from autovibe_lab.errors import ApiError
+from autovibe_lab.guest import AgentError, Guest, GuestError
+from autovibe_lab.options import agent_enabled
+from autovibe_lab.schema import BOOLEAN, INTEGER, STRING, Param, opt
+
+AGENT = "/nodes/{node}/qemu/{vmid}/agent"
+
+#: What file-read gives at most, in bytes, and how much of it at a time.
+READ_LIMIT = 16 << 20
+READ_CHUNK = 1 << 20
+
+#: Of our own guests' start: the agent was not there yet.
+NOT_RUNNING = "QEMU guest agent is not running"
+
+
+def _guest(call: Call) -> Guest:
+    machine = call.machine
+    if not agent_enabled(machine.config.current):
+        raise ApiError(500, "No QEMU guest agent configured")
+    if not machine.running():
+        raise ApiError(500, f"VM {machine.vmid} is not running")
+    return call.node.guest(machine)
+
+
+async def _ask(guest: Guest, command: str, arguments: dict | None = None, timeout: float = 5) -> object:
+    """The agent's answer. Silence is one 500, the agent's own refusal another."""
+    try:
+        return await guest.agent(command, arguments, timeout)
+    except AgentError as error:
+        message = str(error)
+        silent = message == NOT_RUNNING or "timeout" in message or "not running" in message
+        raise ApiError(500, NOT_RUNNING if silent else f"Agent error: {message}") from None
+    except GuestError as error:
+        raise ApiError(500, str(error)) from None
+
+
+GETS = [
+    "get-fsinfo",
+    "get-host-name",
+    "get-memory-block-info",
+    "get-memory-blocks",
+    "get-osinfo",
+    "get-time",
+    "get-timezone",
+    "get-users",
+    "get-vcpus",
+    "info",
+    "network-get-interfaces",
+]
+POSTS = ["fsfreeze-freeze", "fsfreeze-status", "fsfreeze-thaw", "fstrim", "ping", "shutdown"]
+
+
+def _plain(method: str, name: str) -> None:
+    @route(method, f"{AGENT}/{name}")
+    async def command(call: Call) -> object:
+        timeout = 60 if name.startswith("fs") else 5
+        return {"result": await _ask(_guest(call), f"guest-{name}", timeout=timeout)}
+
+
+for _name in GETS:
+    _plain("GET", _name)
+for _name in POSTS:
+    _plain("POST", _name)
+
+
+@route("GET", AGENT)
+async def index(call: Call) -> object:
+    names = [*GETS, *POSTS, "exec", "exec-status", "file-read", "file-write"]
+    return [{"name": name} for name in sorted(names)]
+
+
+@route("POST", f"{AGENT}/exec", command=Param("array"), **{"input-data": opt(Param(max_length=65536))})
+async def execute(call: Call) -> object:
+    path, *arguments = call.params["command"]
+    request: dict[str, object] = {"path": path, "arg": arguments, "capture-output": True}
+    if "input-data" in call.params:
+        request["input-data"] = base64.b64encode(_bytes(call.params["input-data"])).decode()
+    guest = _guest(call)
+    try:
+        answer = await guest.agent("guest-exec", request, 5)
+    except AgentError as error:
+        if "No such file" in str(error) or "Failed to execute" in str(error):
+            # Proxmox's worker dies of it.
+            raise ApiError(596, "Broken pipe", body=False) from None
+        return await _ask(guest, "guest-exec", request)
+    return {"pid": answer["pid"]}
+
+
+@route("GET", f"{AGENT}/exec-status", pid=INTEGER)
+async def exec_status(call: Call) -> object:
+    answer = dict(await _ask(_guest(call), "guest-exec-status", {"pid": call.params["pid"]}))
+    found: dict[str, object] = {"exited": int(answer["exited"])}
+    found |= {name: answer[name] for name in ("exitcode", "signal") if name in answer}
+    for name in ("out", "err"):
+        if f"{name}-data" in answer:
+            found[f"{name}-data"] = base64.b64decode(answer[f"{name}-data"]).decode("latin-1")
+            found[f"{name}-truncated"] = int(answer.get(f"{name}-truncated", False))
+    return found
+
+
+@route("GET", f"{AGENT}/file-read", file=STRING)
+async def file_read(call: Call) -> object:
+    guest = _guest(call)
+    handle = await _ask(guest, "guest-file-open", {"path": call.params["file"], "mode": "r"})
+    content, end = b"", False
+    try:
+        while not end and len(content) < READ_LIMIT:
+            answer = await _ask(guest, "guest-file-read", {"handle": handle, "count": READ_CHUNK}, 10)
+            content += base64.b64decode(answer["buf-b64"])
+            end = answer["eof"]
+    finally:
+        await _ask(guest, "guest-file-close", {"handle": handle})
+    found: dict[str, object] = {"content": content[:READ_LIMIT].decode("latin-1")}
+    found["bytes-read"] = len(content[:READ_LIMIT])
+    return found | ({} if end else {"truncated": 1})
+
+
+@route("POST", f"{AGENT}/file-write", file=STRING, content=Param(max_length=61440), encode=opt(BOOLEAN))
+async def file_write(call: Call) -> None:
+    guest, content = _guest(call), call.params["content"]
+    data = base64.b64encode(_bytes(content)).decode() if call.get("encode", True) else content
+    handle = await _ask(guest, "guest-file-open", {"path": call.params["file"], "mode": "wb"})
+    try:
+        await _ask(guest, "guest-file-write", {"handle": handle, "buf-b64": data}, 10)
+    finally:
+        await _ask(guest, "guest-file-close", {"handle": handle})
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        # Proxmox dies of a wide character.
+        raise ApiError(500, "Wide character in subroutine entry") from None

@@ -1,0 +1,173 @@
+"""/nodes/N/qemu/ID/clone: linked clones of templates, full clones of everything, of a snapshot too.
+
+The new machine stands at once, with `lock: clone` and a temporary description. Its name and description appear when its
+first disk is copied, and it joins its pool last: who sees it earlier must not trust its identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+from autovibe_lab import edit, options
+from autovibe_lab.api.routes import Call, route
+from autovibe_lab.config import NETS, NOT_IN_SNAPSHOTS, Drive, Section, drives
+from autovibe_lab.disks import DiskError
+from autovibe_lab.errors import ApiError, TaskError
+from autovibe_lab.guest import NullGuest
+from autovibe_lab.node import Machine, Node
+from autovibe_lab.schema import BOOLEAN, DNS_NAME, NATURAL, POOL, SNAPSHOT, STRING, VMID, Param, opt
+from autovibe_lab.tasks import Task
+from autovibe_lab.volumes import is_base
+
+#: Of the source: never in a clone.
+NOT_CLONED = re.compile(rf"unused\d+|template|parent|{'|'.join(NOT_IN_SNAPSHOTS)}")
+
+
+@dataclass
+class Request:
+    """One clone: from where, to which id, how."""
+
+    node: Node
+    source: Machine
+    section: Section
+    snapshot: str | None
+    vmid: int
+    linked: bool
+    storage: str | None
+    name: str
+    description: str | None
+    pool: str | None
+
+    def config(self) -> Section:
+        """The new configuration before its disks are copied: an identity of its own, all else inherited."""
+        current = {key: value for key, value in self.section.items() if not NOT_CLONED.fullmatch(key)}
+        for key in [key for key in current if NETS.fullmatch(key)]:
+            net = options.parse_net(current[key]) | {"macaddr": edit.random_mac()}
+            current[key] = options.print_net(net)
+        edit.new_identity(current)
+        current["name"] = self.name
+        inherited = self.source.config.current if self.snapshot is None else self.section
+        description = self.description if self.description is not None else inherited.get("description")
+        if description:
+            current["description"] = description
+        return current | {"lock": "clone"}
+
+
+CLONE = {
+    "newid": VMID,
+    "name": opt(DNS_NAME),
+    "description": opt(STRING),
+    "pool": opt(POOL),
+    "snapname": opt(SNAPSHOT),
+    "storage": opt(STRING),
+    "format": opt(Param(enum=("raw", "qcow2", "vmdk"))),
+    "full": opt(BOOLEAN),
+    "target": opt(STRING),
+    "bwlimit": opt(NATURAL),
+}
+
+
+def _request(call: Call) -> Request:
+    """Everything that is refused at once."""
+    node, vmid, newid = call.node, call.params["vmid"], call.params["newid"]
+    if vmid not in node.machines:
+        raise ApiError(500, f"unable to find configuration file for VM {vmid} on node '{node.name}'")
+    if "pool" in call.params:
+        node.pools.check(call.params["pool"])
+    if call.get("target", node.name) != node.name:
+        raise ApiError(500, f"no such cluster node '{call.params['target']}'")
+    if storage := call.get("storage"):
+        node.storages.check(storage)
+    source, snapshot = call.unlocked(), call.get("snapname")
+    if snapshot is not None and snapshot not in source.config.snapshots:
+        raise ApiError(500, f"snapshot '{snapshot}' does not exist")
+    section = source.config.current if snapshot is None else source.config.snapshots[snapshot]
+    linked = not call.get("full", not source.is_template)
+    if linked:
+        _check_linked(call, section)
+    if newid in node.machines:
+        raise ApiError(500, f"unable to create VM {newid}: config file already exists")
+    name = call.get("name") or f"Copy-of-VM-{section.get('name', vmid)}"
+    description = call.get("description")
+    return Request(node, source, section, snapshot, newid, linked, storage, name, description, call.get("pool"))
+
+
+def _check_linked(call: Call, section: Section) -> None:
+    for name in ("storage", "format"):
+        if name in call.params:
+            raise ApiError(500, f"parameter '{name}' not allowed for linked clones")
+    for drive in drives(section):
+        if drive.is_disk and not is_base(drive.volid):
+            raise ApiError(500, f"Linked clone feature is not supported for '{drive.volid}' ({drive.key})")
+
+
+@route("POST", "/nodes/{node}/qemu/{vmid}/clone", **CLONE)
+async def clone(call: Call) -> object:
+    request = _request(call)
+    target = call.node.add(request.vmid, {"description": " qmclone temporary file", "lock": "clone"})
+    # A running source is locked against everything, a stopped one only against changes.
+    shared = not request.source.running()
+
+    async def work(task: Task) -> None:
+        made: list[str] = []
+        timeout = call.node.lock_timeout
+        try:
+            async with (
+                request.source.lock.hold(timeout, shared=shared, log=task.log),
+                target.lock.hold(timeout, log=task.log),
+            ):
+                await _copy(request, target, task, made)
+        except BaseException as error:
+            for volid in made:
+                call.node.storages.delete(volid)
+            call.node.forget(target)
+            if isinstance(error, asyncio.CancelledError):
+                raise TaskError("clone failed: copy failed: interrupted by signal") from None
+            if isinstance(error, (DiskError, TaskError)):
+                raise TaskError(f"clone failed: {error}") from None
+            raise
+        if request.pool is not None:
+            call.node.pools.add(request.pool, request.vmid)
+
+    return call.task("qmclone", work)
+
+
+async def _copy(request: Request, target: Machine, task: Task, made: list[str]) -> None:
+    node, current = request.node, request.config()
+    for drive in drives(current):
+        if drive.is_cloudinit and "/" in drive.volid:
+            task.log(f"create full clone of drive {drive.key} ({drive.volid})")
+            storage = request.storage or drive.volid.partition(":")[0]
+            volid = node.storages.create_cloudinit(storage, request.vmid).volid
+            properties = drive.properties | {"file": volid, "size": "4M"}
+        elif drive.is_disk:
+            volid = await _copy_disk(request, drive, task)
+            properties = drive.properties | {"file": volid}
+        else:
+            continue
+        made.append(volid)
+        current[drive.key] = Drive(drive.key, properties).text()
+        target.config.current = dict(current)
+        node.save(target)
+    target.config.current = {key: value for key, value in current.items() if key != "lock"}
+    _copy_memory(request, target)
+    node.save(target)
+
+
+async def _copy_disk(request: Request, drive: Drive, task: Task) -> str:
+    node = request.node
+    if request.linked:
+        task.log(f"create linked clone of drive {drive.key} ({drive.volid})")
+        return await node.storages.linked_clone(drive.volid, request.vmid)
+    task.log(f"create full clone of drive {drive.key} ({drive.volid})")
+    storage = request.storage or drive.volid.partition(":")[0]
+    return await node.storages.full_copy(drive.volid, storage, request.vmid, request.snapshot)
+
+
+def _copy_memory(request: Request, target: Machine) -> None:
+    """A null guest's files are its disk's content."""
+    old, new = request.node.guest(request.source), request.node.guest(target)
+    if isinstance(old, NullGuest) and isinstance(new, NullGuest):
+        new.files = dict(old.files if request.snapshot is None else old.snapshots.get(request.snapshot, {}))

@@ -1,0 +1,96 @@
+"""/nodes/N/tasks: list, status, log, abort."""
+
+from __future__ import annotations
+
+import re
+
+from autovibe_lab.api.routes import Answer, Call, route
+from autovibe_lab.errors import invalid
+from autovibe_lab.schema import BOOLEAN, INTEGER, NATURAL, STRING, VMID, Param, opt
+from autovibe_lab.tasks import UPID, Task
+
+#: An active list shows at most what runs; the archive's default is 50.
+LIMIT = 50
+
+
+def _status_filter(text: str) -> None:
+    for status in re.split(r"[,; ]+", text):
+        if status not in ("ok", "error", "warning", "unknown"):
+            raise ValueError(f"invalid status '{status}'")
+
+
+def _kind(task: Task) -> str:
+    if task.status == "OK":
+        return "ok"
+    if task.status is None or task.status == "unexpected status":
+        return "unknown"
+    return "warning" if task.status.startswith("WARNINGS:") else "error"
+
+
+@route(
+    "GET",
+    "/nodes/{node}/tasks",
+    start=opt(NATURAL),
+    limit=opt(NATURAL),
+    since=opt(INTEGER),
+    until=opt(INTEGER),
+    vmid=opt(VMID),
+    source=opt(Param(enum=("archive", "active", "all"))),
+    typefilter=opt(STRING),
+    userfilter=opt(STRING),
+    errors=opt(BOOLEAN),
+    statusfilter=opt(Param(check=_status_filter)),
+)
+async def listing(call: Call) -> object:
+    source = call.get("source", "archive")
+    kinds = re.split(r"[,; ]+", call.get("statusfilter", "")) if "statusfilter" in call.params else None
+
+    def wanted(task: Task) -> bool:
+        return (
+            (source == "all" or (task.status is None) == (source == "active"))
+            and ("vmid" not in call.params or task.id == str(call.params["vmid"]))
+            and ("typefilter" not in call.params or task.type == call.params["typefilter"])
+            and ("userfilter" not in call.params or call.params["userfilter"] in task.user)
+            and task.starttime >= call.get("since", 0)
+            and ("until" not in call.params or task.starttime <= call.params["until"])
+            and (not call.get("errors") or task.status not in (None, "OK"))
+            and (kinds is None or _kind(task) in kinds)
+        )
+
+    found = [task for task in reversed(list(call.node.tasks.all.values())) if wanted(task)]
+    # What runs comes first.
+    found.sort(key=lambda task: task.status is not None)
+    start, limit = call.get("start", 0), call.get("limit", LIMIT)
+    page = found[start : start + limit] if limit else found[start:]
+    return Answer([task.list_entry() for task in page], {"total": len(found)})
+
+
+@route("GET", "/nodes/{node}/tasks/{upid}")
+async def index(call: Call) -> object:
+    call.node.tasks.get(call.params["upid"])
+    return [{"name": "log"}, {"name": "status"}]
+
+
+@route("GET", "/nodes/{node}/tasks/{upid}/status")
+async def status(call: Call) -> object:
+    return call.node.tasks.get(call.params["upid"]).status_entry()
+
+
+@route("GET", "/nodes/{node}/tasks/{upid}/log", start=opt(NATURAL), limit=opt(NATURAL), download=opt(BOOLEAN))
+async def log(call: Call) -> object:
+    upid = call.params["upid"]
+    if not UPID.fullmatch(upid):
+        raise invalid(upid="unable to parse worker upid")
+    if upid not in call.node.tasks.all:
+        # So does Proxmox: 200, and the data is an object.
+        return {"n": 1, "t": "unable to open file - No such file or directory"}
+    lines = call.node.tasks.get(upid).read_log() or ["no content"]
+    start, limit = call.get("start", 0), call.get("limit", LIMIT)
+    end = start + limit if limit else len(lines)
+    data = [{"n": number, "t": line} for number, line in enumerate(lines, 1)][start:end]
+    return Answer(data, {"total": len(lines)})
+
+
+@route("DELETE", "/nodes/{node}/tasks/{upid}")
+async def abort(call: Call) -> None:
+    await call.node.tasks.abort(call.node.tasks.get(call.params["upid"]))

@@ -1,0 +1,132 @@
+"""The lab's own process: serves the API until it is told to go. Started by `control.up`, not by hand."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from autovibe_lab import tls
+from autovibe_lab.auth import Secrets
+from autovibe_lab.node import Node
+from autovibe_lab.paths import LabPaths, Network
+from autovibe_lab.server import Server
+
+HOST = "127.0.0.1"
+DEFAULT_PORT, DEFAULT_HUB_PORT = 18006, 18000
+
+
+@dataclass
+class Settings:
+    """How one lab is run. `accel` is `kvm` or `tcg`; delays in seconds."""
+
+    state: Path
+    port: int = DEFAULT_PORT
+    hub_port: int = DEFAULT_HUB_PORT
+    accel: str = "tcg"
+    login_delay: float = 3
+    lock_timeout: float = 10
+
+
+class Lab:
+    """A running lab in this process: for the daemon, and for tests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.paths = LabPaths(settings.state)
+        network = Network(settings.hub_port)
+        self.node = Node(
+            self.paths,
+            network,
+            accel=settings.accel,
+            login_delay=settings.login_delay,
+            lock_timeout=settings.lock_timeout,
+        )
+        self.secrets = Secrets.load(settings.state)
+        tls.make(settings.state, self.node.name)
+        self.server = Server(self.node, self.secrets)
+        self.runner = web.AppRunner(self.server.application(), access_log=None, shutdown_timeout=1)
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Listen (port 0: any that is free), adopt what runs, then say so in `endpoint.json`."""
+        await self.node.adopt()
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
+        await site.start()
+        self.port = self.runner.addresses[0][1]
+        endpoint = {"host": HOST, "port": self.port, "node": self.node.name, "hub_port": self.settings.hub_port}
+        endpoint |= {"pid": os.getpid(), "accel": self.settings.accel}
+        _write(self.paths.state / "port", str(self.port))
+        _write(self.paths.state / "endpoint.json", json.dumps(endpoint))
+
+    async def close(self) -> None:
+        """Stop answering. Guests go on running; who wants them gone has stopped them before."""
+        await self.node.close()
+        await self.runner.cleanup()
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.new")
+    part.write_text(text)
+    part.replace(path)
+
+
+@contextlib.contextmanager
+def only_one(state: Path) -> object:
+    """One daemon a state folder: a lock that ends with the process."""
+    with open(state / "daemon.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another lab runs on {state}")
+        yield
+
+
+async def serve(settings: Settings) -> None:
+    lab = Lab(settings)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        await lab.start()
+    except OSError as error:
+        sys.exit(f"port {settings.port} on {HOST} can't be used: {error.strerror or error}")
+    await stopped.wait()
+    await lab.close()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--hub-port", type=int, default=DEFAULT_HUB_PORT)
+    parser.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
+    parser.add_argument("--login-delay", type=float, default=3)
+    parser.add_argument("--lock-timeout", type=float, default=10)
+    settings = Settings(**vars(parser.parse_args()))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with only_one(settings.state):
+        asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

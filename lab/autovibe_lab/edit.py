@@ -1,0 +1,206 @@
+"""Changes to a guest's configuration: new values become what Proxmox would write, volumes are made and unmade."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from collections.abc import Callable
+
+from autovibe_lab import options
+from autovibe_lab.config import NETS, Drive, Section, drives, format_size, parse_size
+from autovibe_lab.disks import DiskError
+from autovibe_lab.errors import TaskError
+from autovibe_lab.node import BRIDGES, Machine, Node
+
+Log = Callable[[str], None]
+
+NEW_DISK = re.compile(r"(?P<storage>[A-Za-z][\w.-]*):(?P<size>\d+(\.\d+)?)")
+
+
+def random_mac() -> str:
+    """A MAC address with the prefix that Proxmox owns."""
+    return "BC:24:11:" + ":".join(f"{secrets.randbelow(256):02X}" for _ in range(3))
+
+
+def with_mac(value: str) -> str:
+    """The network device with a MAC address of its own, if it has none yet."""
+    net = options.parse_net(value)
+    net.setdefault("macaddr", random_mac())
+    return options.print_net(net | {"macaddr": net["macaddr"].upper()})
+
+
+def check_storages(node: Node, given: dict[str, str]) -> None:
+    """A storage that a new drive names and that is not there is an immediate error."""
+    for key, value in given.items():
+        file = Drive.parse(key, value).volid if options.is_drive(key) else ""
+        storage, colon, _ = file.partition(":")
+        if colon:
+            node.storages.check(storage)
+
+
+async def make_drive(node: Node, vmid: int, key: str, value: str, log: Log) -> tuple[str, list[str]]:
+    """The drive as it stands in the configuration, and the volumes that were made for it.
+
+    `storage:4` is a new disk of 4 GiB, `storage:0,import-from=…` one with an image's content, `storage:cloudinit` the
+    cloud-init drive; anything else names a volume that must be there.
+    """
+    drive = Drive.parse(key, value)
+    properties = {name: text for name, text in drive.properties.items() if name not in ("import-from", "format")}
+    if drive.properties.get("format", "qcow2") != "qcow2":
+        raise TaskError(f"unsupported format '{drive.properties['format']}'")
+    made: list[str] = []
+    storage, _, what = drive.volid.partition(":")
+    if drive.volid == "none":
+        return Drive(key, properties | {"media": "cdrom"}).text(), made
+    if what == "cloudinit":
+        volume = node.storages.create_cloudinit(storage, vmid)
+        properties |= {"file": volume.volid, "media": "cdrom"}
+    elif match := NEW_DISK.fullmatch(drive.volid):
+        source = drive.properties.get("import-from")
+        try:
+            if source:
+                log(f"create full clone of drive {key} ({source})")
+                volume = await node.storages.import_image(storage, vmid, source)
+            else:
+                volume = await node.storages.create(storage, vmid, int(float(match["size"]) * (1 << 30)))
+        except DiskError as error:
+            raise TaskError(str(error)) from None
+        properties |= {"file": volume.volid, "size": format_size(volume.size)}
+    else:
+        return _existing(node, drive, properties), made
+    made.append(properties["file"])
+    text = Drive(key, properties).text()
+    log(f"{key}: successfully created disk '{text}'")
+    return text, made
+
+
+def _existing(node: Node, drive: Drive, properties: dict[str, str]) -> str:
+    if not node.storages.exists(drive.volid):
+        raise TaskError(f"volume '{drive.volid}' does not exist")
+    known = dict(node.volumes())
+    if "size" not in properties and not drive.is_cdrom and known.get(drive.volid):
+        properties["size"] = format_size(known[drive.volid])
+    return Drive(drive.key, properties).text()
+
+
+def set_unused(current: Section, volid: str) -> None:
+    """Keep a detached volume under the first free `unusedN`."""
+    if volid in (value for key, value in current.items() if key.startswith("unused")):
+        return
+    number = next(number for number in range(256) if f"unused{number}" not in current)
+    current[f"unused{number}"] = volid
+
+
+def delete_option(node: Node, machine: Machine, name: str) -> None:
+    """Take an option away: a disk is kept as unused, an unused one is destroyed."""
+    current = machine.config.current
+    if name not in current:
+        return
+    value = current[name]
+    if name.startswith("unused"):
+        if node.linked_clones_of(value):
+            raise TaskError(f"base volume '{value}' is still in use by linked cloned")
+        node.storages.delete(value)
+    elif options.is_drive(name):
+        drive = Drive.parse(name, value)
+        if drive.is_cloudinit and "/" in drive.volid:
+            node.storages.delete(drive.volid)
+        elif drive.is_disk:
+            set_unused(current, drive.volid)
+    del current[name]
+
+
+async def set_option(node: Node, machine: Machine, name: str, value: str, log: Log) -> None:
+    """Give the current section a new value."""
+    current = machine.config.current
+    if options.is_drive(name):
+        old = Drive.parse(name, current[name]) if name in current else None
+        text, _ = await make_drive(node, machine.vmid, name, value, log)
+        if old and old.is_disk and old.volid != Drive.parse(name, text).volid:
+            set_unused(current, old.volid)
+        current[name] = text
+        attached = Drive.parse(name, text).volid
+        for key in [key for key in current if key.startswith("unused") and current[key] == attached]:
+            del current[key]
+    elif NETS.fullmatch(name):
+        current[name] = with_mac(value)
+    elif name == "tags":
+        current[name] = options.normalise_tags(value)
+    elif value == "":
+        current.pop(name, None)
+    else:
+        current[name] = value
+
+
+async def apply_pending(node: Node, machine: Machine, log: Log) -> None:
+    """What waited for the guest to stop becomes its configuration."""
+    pending, machine.config.pending = machine.config.pending, {}
+    for name in [name for name in pending.pop("delete", "").split(",") if name]:
+        delete_option(node, machine, name)
+    for name, value in sorted(pending.items()):
+        await set_option(node, machine, name, value, log)
+
+
+def set_pending(machine: Machine, name: str, value: str) -> None:
+    pending = machine.config.pending
+    if machine.config.current.get(name) == value:
+        pending.pop(name, None)
+    else:
+        pending[name] = value
+    _set_pending_deletes(pending, set(pending_deletes(pending)) - {name})
+
+
+def pending_deletes(pending: Section) -> list[str]:
+    return [name for name in pending.get("delete", "").split(",") if name]
+
+
+def set_pending_delete(machine: Machine, name: str) -> None:
+    pending = machine.config.pending
+    pending.pop(name, None)
+    if name in machine.config.current:
+        _set_pending_deletes(pending, {*pending_deletes(pending), name})
+
+
+def revert(machine: Machine, name: str) -> None:
+    pending = machine.config.pending
+    pending.pop(name, None)
+    _set_pending_deletes(pending, set(pending_deletes(pending)) - {name})
+
+
+def _set_pending_deletes(pending: Section, names: set[str]) -> None:
+    if names:
+        pending["delete"] = ",".join(sorted(names))
+    else:
+        pending.pop("delete", None)
+
+
+def missing_bridge(section: Section) -> str | None:
+    """The first bridge that a network device names and that the node doesn't have."""
+    for key in sorted(section):
+        bridge = options.parse_net(section[key]).get("bridge") if NETS.fullmatch(key) else None
+        if bridge and bridge not in BRIDGES:
+            return bridge
+    return None
+
+
+def new_identity(current: Section) -> None:
+    """A new uuid in the SMBIOS, a new generation id."""
+    rest = [part for part in current.get("smbios1", "").split(",") if part and not part.startswith("uuid=")]
+    current["smbios1"] = ",".join([f"uuid={uuid.uuid4()}", *rest])
+    current["vmgenid"] = str(uuid.uuid4())
+
+
+def default_boot(current: Section) -> str:
+    """The first disk, then the first network device."""
+    order = [drive.key for drive in drives(current) if drive.is_disk][:1]
+    order += ["net0"] if "net0" in current else []
+    return f"order={';'.join(order)}" if order else " "
+
+
+def new_size(old: int, text: str) -> int:
+    """The size in bytes that `+1G` or `2G` asks for; less than there is cannot be."""
+    size = old + parse_size(text[1:]) if text.startswith("+") else parse_size(text)
+    if size < old:
+        raise TaskError("shrinking disks is not supported")
+    return size

@@ -1,0 +1,159 @@
+"""The node: its guests, and what is known of them between calls."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volumes
+from autovibe_lab.errors import TaskError, no_config
+from autovibe_lab.guest import Guest, NullGuest
+from autovibe_lab.locks import ConfigLock
+from autovibe_lab.paths import LabPaths, Network
+from autovibe_lab.pools import Pools
+from autovibe_lab.tasks import Tasks
+from autovibe_lab.volumes import Storages, base_of, is_null, own_id
+
+BRIDGES = ("vmbr0", "vmbr1")
+
+
+@dataclass
+class Machine:
+    """One guest of the node."""
+
+    vmid: int
+    config: Config
+    lock: ConfigLock
+    guest: Guest | None = None
+    started: float = 0
+    paused: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.config.current.get("name", f"VM {self.vmid}")
+
+    @property
+    def is_template(self) -> bool:
+        return self.config.current.get("template") == "1"
+
+    @property
+    def is_null(self) -> bool:
+        """Its boot disk is on storage `null`, or it has none: no process stands for it."""
+        disk = boot_disk(self.config.current)
+        return disk is None or is_null(disk.volid)
+
+    def running(self) -> bool:
+        return self.guest is not None and self.guest.running()
+
+    def locked(self) -> str | None:
+        """Proxmox's message when another operation has locked the configuration, else None."""
+        lock = self.config.current.get("lock")
+        return f"VM is locked ({lock})" if lock else None
+
+
+@dataclass
+class Node:
+    """All state of one lab. `lock_timeout` and `login_delay` in seconds."""
+
+    paths: LabPaths
+    network: Network
+    name: str = "pve1"
+    accel: str = "tcg"
+    lock_timeout: float = 10
+    login_delay: float = 3
+    machines: dict[int, Machine] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.paths.make()
+        self.started = time.monotonic()
+        self.tasks = Tasks(self.name, self.paths.tasks)
+        self.storages = Storages(self.paths)
+        self.pools = Pools(self.paths.user_cfg)
+        for file in self.paths.confs.glob("[1-9]*.conf"):
+            vmid = int(file.stem)
+            self.machines[vmid] = Machine(vmid, Config.parse(file.read_text()), ConfigLock(vmid))
+
+    async def adopt(self) -> None:
+        """Take over the guests that still run after a crash; null guests have stopped with it."""
+        for machine in self.machines.values():
+            if not machine.is_null and await self.guest(machine).adopt(machine.config.current):
+                machine.started = time.time()
+
+    async def close(self) -> None:
+        """End tasks and let go of the guests; they go on running."""
+        await self.tasks.close()
+        for machine in self.machines.values():
+            if machine.guest:
+                await machine.guest.close()
+
+    def machine(self, vmid: int) -> Machine:
+        """The guest, or the 500 that names its missing configuration file."""
+        if vmid not in self.machines:
+            raise no_config(self.name, vmid)
+        return self.machines[vmid]
+
+    def for_task(self, vmid: int) -> Machine:
+        """The guest, or the end of a task."""
+        if vmid not in self.machines:
+            raise TaskError(str(no_config(self.name, vmid)))
+        return self.machines[vmid]
+
+    def unlocked(self, vmid: int) -> Machine:
+        """The guest, or the end of a task when it is not there or is locked."""
+        machine = self.for_task(vmid)
+        if message := machine.locked():
+            raise TaskError(message)
+        return machine
+
+    def guest(self, machine: Machine) -> Guest:
+        if machine.guest is not None and isinstance(machine.guest, NullGuest) != machine.is_null:
+            machine.guest = None if not machine.guest.running() else machine.guest
+        if machine.guest is None:
+            machine.guest = NullGuest(machine.vmid) if machine.is_null else self._qemu_guest(machine.vmid)
+        return machine.guest
+
+    def _qemu_guest(self, vmid: int) -> Guest:
+        from autovibe_lab.qemu import QemuGuest
+
+        return QemuGuest(vmid, self.paths, self.network, self.accel)
+
+    def add(self, vmid: int, current: Section) -> Machine:
+        """A new guest; its configuration file stands at once."""
+        machine = Machine(vmid, Config(current), ConfigLock(vmid))
+        self.machines[vmid] = machine
+        self.save(machine)
+        return machine
+
+    def save(self, machine: Machine) -> None:
+        machine.config.write(self.paths.conf(machine.vmid))
+
+    def forget(self, machine: Machine) -> None:
+        """Remove the configuration, and the guest from its pool."""
+        self.paths.conf(machine.vmid).unlink(missing_ok=True)
+        self.machines.pop(machine.vmid, None)
+        self.pools.remove(machine.vmid)
+
+    def free_id(self) -> int:
+        vmid = 100
+        while vmid in self.machines:
+            vmid += 1
+        return vmid
+
+    def volumes(self) -> list[tuple[str, int]]:
+        """Every volume that a configuration names, with its size there."""
+        found: dict[str, int] = {}
+        for machine in self.machines.values():
+            for section in machine.config.sections():
+                for drive in drives(section):
+                    if "/" in drive.volid:
+                        with contextlib.suppress(ValueError):
+                            found[drive.volid] = max(found.get(drive.volid, 0), drive.size)
+                for volid in owned_volumes(section):
+                    found.setdefault(volid, 0)
+        return list(found.items())
+
+    def linked_clones_of(self, volid: str) -> list[str]:
+        """The volumes that are linked clones of this one."""
+        own = own_id(volid)
+        return [other for other, _ in self.volumes() if base_of(other) == own]

@@ -1,0 +1,163 @@
+"""The node over HTTPS: who calls, with what, and how the answer looks on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from aiohttp import web
+
+import autovibe_lab.api  # noqa: F401  (registers the calls)
+from autovibe_lab.aids import Aids
+from autovibe_lab.api.routes import Answer, Call, find
+from autovibe_lab.auth import Auth, Refused, Secrets
+from autovibe_lab.disks import DiskError
+from autovibe_lab.errors import ApiError, TaskError
+from autovibe_lab.guest import GuestError
+from autovibe_lab.locks import LockTimeout
+from autovibe_lab.node import Node
+from autovibe_lab.schema import STRING, Schema, opt
+
+logger = logging.getLogger(__name__)
+
+ROOT = "/api2/json"
+#: GET /access/ticket needs nobody.
+ANYBODY = "root@pam"
+METHODS = ("GET", "POST", "PUT", "DELETE")
+LARGEST_BODY = 64 << 20
+TICKET = Schema(
+    {"username": STRING, "password": STRING, "realm": opt(STRING), "otp": opt(STRING), "new-format": opt(STRING)}
+    | {"path": opt(STRING), "privs": opt(STRING), "tfa-challenge": opt(STRING)}
+)
+
+
+class Server:
+    """One node's API as an aiohttp application."""
+
+    def __init__(self, node: Node, secrets: Secrets) -> None:
+        self.node = node
+        self.auth = Auth(secrets)
+        self.aids = Aids(node, secrets.lab_token)
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=LARGEST_BODY)
+        application.router.add_route("*", "/{path:.*}", self.handle)
+        return application
+
+    async def handle(self, request: web.Request) -> web.Response:
+        if request.path.startswith("/lab/"):
+            return await self.aids.answer(request)
+        if not request.path.startswith(f"{ROOT}/") and request.path != ROOT:
+            return _plain(500, f"no such file '{request.path}'")
+        path = request.path.removeprefix(ROOT).rstrip("/") or "/"
+        method = request.method
+        call = self.aids.began(method, path)
+        fault = self.aids.fault(method, path)
+        if fault is None or fault.execute:
+            response = await self._respond(request, method, path)
+        if fault is not None:
+            body = ApiError(fault.status, fault.reason or "fault", body=fault.status != 596)
+            response = _error(body)
+        call["status"] = response.status
+        await self.aids.hold(request, method, path)
+        return response
+
+    async def _respond(self, request: web.Request, method: str, path: str) -> web.Response:
+        if method not in METHODS:
+            return _empty(501, f"method '{method}' not available")
+        try:
+            if path == "/access/ticket" and method == "POST":
+                return _success(self.auth.ticket(TICKET.verify(await _parameters(request))))
+            user = ANYBODY if path == "/access/ticket" else self._user(request)
+            return _success(await self._call(request, method, path, user))
+        except Refused as error:
+            await asyncio.sleep(self.node.login_delay)
+            return _empty(401, str(error))
+        except ApiError as error:
+            if error.status == 401:
+                await asyncio.sleep(self.node.login_delay)
+            return _error(error)
+        except (TaskError, LockTimeout, DiskError, GuestError) as error:
+            return _error(ApiError(500, str(error)))
+        except Exception as error:
+            logger.exception("%s %s", method, path)
+            return _error(ApiError(500, f"{type(error).__name__}: {error}"))
+
+    def _user(self, request: web.Request) -> str:
+        names = ("Authorization", "Cookie", "CSRFPreventionToken")
+        return self.auth.user(request.method, *(request.headers.get(name, "") for name in names))
+
+    async def _call(self, request: web.Request, method: str, path: str, user: str) -> object:
+        if method == "DELETE" and request.can_read_body:
+            raise ApiError(501, "Unexpected content for method 'DELETE'", body=False)
+        route, in_path = find(method, path)
+        node = in_path.get("node", self.node.name)
+        if node != self.node.name:
+            reason = "failed to get address info for: " + node + ": Name or service not known"
+            raise ApiError(500, f"hostname lookup '{node}' failed - {reason}")
+        params = route.schema.verify(await _parameters(request) | in_path)
+        return await route.handler(Call(self.node, user, params))
+
+
+async def _parameters(request: web.Request) -> dict[str, object]:
+    """What was given in the query and the body; what is repeated is a list."""
+    found: dict[str, object] = {}
+    pairs = [(key, value) for key, value in request.query.items()]
+    if request.can_read_body:
+        kind = request.content_type
+        if kind == "application/json":
+            text = await request.text()
+            try:
+                content = json.loads(text) if text.strip() else {}
+            except json.JSONDecodeError as error:
+                raise ApiError(500, f"{error.msg}, at character offset {error.pos}", body=False) from None
+            if not isinstance(content, dict):
+                raise ApiError(500, "a JSON object is expected", body=False)
+            return dict(pairs) | {key: value for key, value in content.items() if value is not None}
+        if kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            if await request.read():
+                raise ApiError(506, f"upload 'Content-Type '{kind}' not implemented", body=False)
+        else:
+            pairs += [(key, value) for key, value in (await request.post()).items() if isinstance(value, str)]
+    for key, value in pairs:
+        if key in found:
+            old = found[key]
+            found[key] = [*old, value] if isinstance(old, list) else [old, value]
+        else:
+            found[key] = value
+    return found
+
+
+def _reason(text: str) -> str:
+    return text.strip().replace("\r", " ").replace("\n", " ")[:500]
+
+
+def _success(answer: object) -> web.Response:
+    content = {"data": answer}
+    if isinstance(answer, Answer):
+        content = {"data": answer.data} | answer.extra
+    return _json(200, "OK", content)
+
+
+def _error(error: ApiError) -> web.Response:
+    if not error.body:
+        return _empty(error.status, error.message)
+    content: dict[str, object] = {"data": None, "message": error.message + ("" if error.status == 501 else "\n")}
+    if error.errors:
+        content["errors"] = error.errors
+    return _json(error.status, error.message, content)
+
+
+def _json(status: int, reason: str, content: object) -> web.Response:
+    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    headers = {"Content-Type": "application/json;charset=UTF-8", "Cache-Control": "no-cache"}
+    return web.Response(body=body, status=status, reason=_reason(reason), headers=headers)
+
+
+def _empty(status: int, reason: str) -> web.Response:
+    return web.Response(status=status, reason=_reason(reason))
+
+
+def _plain(status: int, reason: str) -> web.Response:
+    return web.Response(text=f"{reason}\n", status=status, reason=_reason(reason))

@@ -1,0 +1,173 @@
+"""Tasks: what a call starts and does not wait for. Each has a UPID, a log and, at its end, an exit status.
+
+Kept as files in Proxmox's form: `tasks/<last digit of the start time>/<UPID>`
+and, a line an ended task, `tasks/index`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autovibe_lab.errors import ApiError, TaskError
+from autovibe_lab.guest import GuestError
+from autovibe_lab.locks import LockTimeout
+
+UPID = re.compile(
+    r"UPID:(?P<node>[A-Za-z0-9-]+):(?P<pid>[0-9A-F]{8}):(?P<pstart>[0-9A-F]{8,9}):(?P<starttime>[0-9A-F]{8})"
+    r":(?P<type>[^:\s]+):(?P<id>[^:\s]*):(?P<user>[^:\s]+):"
+)
+
+ABORTED = "unexpected status"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Task:
+    """One task. `status` is None while it runs."""
+
+    upid: str
+    node: str
+    pid: int
+    pstart: int
+    starttime: int
+    type: str
+    id: str
+    user: str
+    file: Path
+    endtime: int | None = None
+    status: str | None = None
+    lines: list[str] | None = field(default_factory=list)
+    worker: asyncio.Task | None = None
+
+    @classmethod
+    def from_upid(cls, upid: str, folder: Path) -> Task:
+        match = UPID.fullmatch(upid)
+        if not match:
+            raise ValueError("unable to parse worker upid")
+        numbers = {key: int(match[key], 16) for key in ("pid", "pstart", "starttime")}
+        file = folder / match["starttime"][-1] / upid
+        return cls(upid, match["node"], type=match["type"], id=match["id"], user=match["user"], file=file, **numbers)
+
+    def log(self, line: str) -> None:
+        if self.lines is not None:
+            self.lines.append(line)
+        with self.file.open("a") as file:
+            file.write(line + "\n")
+
+    def read_log(self) -> list[str]:
+        if self.lines is not None:
+            return self.lines
+        return self.file.read_text().splitlines() if self.file.exists() else []
+
+    def _identity(self) -> dict:
+        user, _, token = self.user.partition("!")
+        names = ("upid", "node", "pid", "pstart", "starttime", "type", "id")
+        entry = {name: getattr(self, name) for name in names} | {"user": user}
+        return entry | ({"tokenid": token} if token else {})
+
+    def status_entry(self) -> dict:
+        """The answer of …/tasks/UPID/status."""
+        if self.status is None:
+            return self._identity() | {"status": "running"}
+        return self._identity() | {"status": "stopped", "exitstatus": self.status}
+
+    def list_entry(self) -> dict:
+        """A line of …/tasks."""
+        if self.status is None:
+            return self._identity() | {"status": "RUNNING", "saved": "0"}
+        return self._identity() | {"endtime": self.endtime, "status": self.status}
+
+
+class Tasks:
+    """All tasks of the node, newest last."""
+
+    def __init__(self, node: str, folder: Path) -> None:
+        self.node = node
+        self.folder = folder
+        self.all: dict[str, Task] = {}
+        self._pids = itertools.count(max(int(time.time()) & 0xFFFF, 1000))
+        self._load()
+
+    def _load(self) -> None:
+        """Read what an earlier process left; a task without an end ended with it."""
+        index = self.folder / "index"
+        ended = {}
+        for line in index.read_text().splitlines() if index.exists() else ():
+            upid, endtime, status = line.split(" ", 2)
+            ended[upid] = (int(endtime, 16), status)
+        for file in self.folder.glob("?/UPID:*"):
+            task = Task.from_upid(file.name, self.folder)
+            task.lines = None
+            if file.name in ended:
+                task.endtime, task.status = ended[file.name]
+            else:
+                self._end(task, ABORTED)
+            self.all[task.upid] = task
+        self.all = dict(sorted(self.all.items(), key=lambda item: (item[1].starttime, item[1].pid)))
+        if self.all:
+            self._pids = itertools.count(max(task.pid for task in self.all.values()) + 1)
+
+    def start(self, type: str, id: str, user: str, work: Callable[[Task], Awaitable[None]]) -> str:
+        """Start `work` as a task of its own; returns the UPID."""
+        pstart = int(time.monotonic() * 100) & 0xFFFFFFFF
+        upid = f"UPID:{self.node}:{next(self._pids):08X}:{pstart:08X}:{int(time.time()):08X}:{type}:{id}:{user}:"
+        task = Task.from_upid(upid, self.folder)
+        task.file.parent.mkdir(parents=True, exist_ok=True)
+        task.file.touch()
+        self.all[upid] = task
+        task.worker = asyncio.get_running_loop().create_task(self._run(task, work), name=upid)
+        return upid
+
+    async def _run(self, task: Task, work: Callable[[Task], Awaitable[None]]) -> None:
+        try:
+            await work(task)
+            status = "OK"
+            task.log("TASK OK")
+        except asyncio.CancelledError:
+            status = ABORTED
+        except (TaskError, ApiError, GuestError, LockTimeout) as error:
+            status = str(error).replace("\n", " ")
+            task.log(f"TASK ERROR: {status}")
+        except Exception as error:
+            logger.exception("%s", task.upid)
+            status = f"{type(error).__name__}: {error}".replace("\n", " ")
+            task.log(f"TASK ERROR: {status}")
+        self._end(task, status)
+
+    def _end(self, task: Task, status: str) -> None:
+        task.status, task.endtime = status, int(time.time())
+        task.worker = None
+        task.lines = None
+        with (self.folder / "index").open("a") as index:
+            index.write(f"{task.upid} {task.endtime:08X} {status}\n")
+
+    def get(self, upid: str) -> Task:
+        """The task, or the 400 that Proxmox gives."""
+        if not UPID.fullmatch(upid):
+            raise ApiError(400, "Parameter verification failed.", {"upid": "unable to parse worker upid"})
+        if upid not in self.all:
+            raise ApiError(400, "Parameter verification failed.", {"upid": "no such task"})
+        return self.all[upid]
+
+    def running(self, type: str, id: str) -> list[Task]:
+        return [task for task in self.all.values() if task.worker and task.type == type and task.id == id]
+
+    async def abort(self, task: Task) -> None:
+        if task.worker:
+            task.worker.cancel()
+            await asyncio.wait([task.worker])
+        if task.status is None:  # aborted before it began
+            self._end(task, ABORTED)
+
+    async def close(self) -> None:
+        """Abort what runs."""
+        for task in list(self.all.values()):
+            await self.abort(task)
