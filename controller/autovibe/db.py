@@ -135,53 +135,57 @@ def unreachable(error: DBAPIError, where: sa.URL) -> DatabaseUnreachable:
     return DatabaseUnreachable(f"Postgres at {place} cannot be reached: {lines[-1] if lines else 'no reason given'}")
 
 
-def upgrade(settings: Settings) -> tuple[str | None, str]:
-    """Migrate to the newest schema, make the ledger's partitions, load the prices; returns (before, after).
+def upgrade(settings: Settings) -> tuple[str | None, str | None]:
+    """Migrate to the newest schema, make the ledger's partitions, load prices and rates; returns (before, after).
 
-    Safe to run twice and by several processes at once.
+    One transaction: it is all done, or nothing. Safe to run twice and by several processes at once.
     """
     some_engine = make_engine(url(settings))
     try:
         with some_engine.begin() as connection:
-            # Two upgrades at a time would both create the same tables.
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('autovibe upgrade'))"))
-            before = revision(connection)
-            _migrate(connection, settings)
-            connection.execute(
-                sa.text("SELECT ensure_usage_partitions(:months)"), {"months": settings.usage_months_ahead}
-            )
-            _seed(connection)
+            before = migrate(connection, settings)
+            _prepare(connection, settings)
             return before, revision(connection)
     except OperationalError as error:
         raise unreachable(error, some_engine.url) from None
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise DatabaseError(f"The migration failed and nothing was changed: {reason}") from error
+        raise DatabaseError(f"The migration failed and nothing was changed: {reason}", "") from error
     finally:
         some_engine.dispose()
 
 
-def _migrate(connection: sa.Connection, settings: Settings) -> None:
+def migrate(connection: sa.Connection, settings: Settings) -> str | None:
+    """Run the migrations that are missing, in the connection's transaction; returns the revision before."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
     if not (settings.schema_dir / "env.py").is_file():
         raise DatabaseError(f"There are no migrations in {settings.schema_dir}", "Run autovibe in its checkout.")
+    # Two upgrades at a time would both create the same tables.
+    connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('autovibe upgrade'))"))
+    before = revision(connection)
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(settings.schema_dir).replace("%", "%%"))
     try:
         command.upgrade(config, "head")
     except CommandError as error:
         raise DatabaseNotMigrated(f"The database's schema is not known here: {error}", "Update autovibe.") from None
+    return before
 
 
-def _seed(connection: sa.Connection) -> None:
-    with contextlib.suppress(ImportError):
-        from autovibe import prices
+def _prepare(connection: sa.Connection, settings: Settings) -> None:
+    """What a schema needs besides its tables."""
+    from autovibe import prices, rates
 
-        with Session(connection, join_transaction_mode="create_savepoint") as session, session.begin():
-            prices.load(session)
+    connection.execute(sa.text("SELECT ensure_usage_partitions(:months)"), {"months": settings.usage_months_ahead})
+    # Only ever forward: an id is never given out twice.
+    raise_ids = "SELECT setval('vm_ids', :first, false) FROM vm_ids WHERE last_value < :first"
+    connection.execute(sa.text(raise_ids), {"first": settings.vm_id_first})
+    with Session(connection, join_transaction_mode="create_savepoint") as session, session.begin():
+        prices.load(session)
+        rates.load(session, settings.usd_to_cad)
 
 
 def is_empty(connection: sa.Connection) -> bool:
@@ -197,6 +201,7 @@ __all__ = [
     "dispose",
     "engine",
     "make_engine",
+    "migrate",
     "session_scope",
     "upgrade",
     "url",

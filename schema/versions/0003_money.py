@@ -73,6 +73,8 @@ CREATE TABLE resource_budgets (
     CONSTRAINT resource_budgets_never_overspent
         CHECK (used_amount + reserved_amount <= allocated_amount + overrun_amount)
 );
+CREATE UNIQUE INDEX resource_budgets_one_total ON resource_budgets (project_uuid, resource_type)
+    WHERE budget_period = 'total';
 CREATE TRIGGER update_budgets_updated_at BEFORE UPDATE ON resource_budgets
     FOR EACH ROW EXECUTE FUNCTION update_updated_at_column();
 
