@@ -88,7 +88,7 @@ class Checkpoints:
         _validate(wanted.name)
         self.machines.settled(vmid)
         mark = f"checkpoint={wanted.name}"
-        target = target or self._promoted_before(wanted.name)
+        target = target or self._promoted_before(wanted, mark)
         new = Wanted(
             name=wanted.name if DNS_LABEL.fullmatch(wanted.name) else None,
             identity=wanted.identity,
@@ -105,7 +105,9 @@ class Checkpoints:
         predicted = {"checkpoint": wanted.name, "vm_id": target, "carrier": "template"}
         if check:
             return Change({}, predicted, {**self._facts(target, wanted.name, "template"), "exists": False})
-        change = self.machines.ensure(target, new, source=lambda: Source(vmid, wanted.name, full=True), pool=pool)
+        change = self.machines.ensure(
+            target, new, source=lambda: Source(vmid, wanted.name, full=True), pool=pool, lookup=False
+        )
         target = change.facts["vm_id"]
         persist(lambda: self.convert(target))
         return Change({}, {**predicted, "vm_id": target}, self._promoted_facts(target, wanted))
@@ -209,9 +211,14 @@ class Checkpoints:
             if name in self.snapshots(vmid):
                 raise
 
-    def _promoted_before(self, name: str) -> int | None:
-        tagged = [vm for vm in self.machines.list() if name.lower() in split_tags(vm.get("tags"))]
-        return int(tagged[0]["vmid"]) if tagged else None
+    def _promoted_before(self, wanted: Checkpoint, mark: str) -> int | None:
+        """The VM that an earlier run has made of this checkpoint, when it was not told which id to take."""
+        for vm in self.machines.list():
+            if wanted.name.lower() in split_tags(vm.get("tags")) or vm.get("name") == wanted.name:
+                text = (self.machines.config(vm["vmid"]) or {}).get("description", "")
+                if mark in text.split() and (wanted.identity is None or wanted.identity.owns(text)):
+                    return int(vm["vmid"])
+        return None
 
     def _same(self, facts: dict[str, Any]) -> Change:
         return Change({}, {}, facts)

@@ -99,7 +99,7 @@ class TaskTimeout(PveError):
 
 
 class NotFound(PveError):
-    """What was named does not exist."""
+    """What was asked for is not there."""
 
 
 class IdentityError(PveError):

@@ -150,9 +150,9 @@ class Guest:
             raise AgentError(f"{path} in VM {self.vmid}: {result.stderr.decode(errors='replace').strip() or result}")
         return result
 
-    def _call(self, method: str, command: str, what: str, **values: Any) -> Any:
+    def _call(self, method: str, verb: str, what: str, **values: Any) -> Any:
         try:
-            return getattr(self.client, method)(self._path + command, **values)
+            return getattr(self.client, method)(self._path + verb, **values)
         except ApiError as error:
             raise self._explained(error, what) from error
 

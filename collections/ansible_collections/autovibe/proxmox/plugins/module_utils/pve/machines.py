@@ -66,20 +66,21 @@ class Machines(Node):
         pool: str | None = None,
         state: str = "present",
         shutdown_timeout: int | None = None,
+        lookup: bool = True,
         check: bool = False,
     ) -> Change:
         """One machine's whole change: cloned when it is missing, configured, brought to its power state.
 
-        `source` is asked only when there is something to clone.
+        `source` is asked only when there is something to clone. Without `vmid` the VM is looked up by its identity or
+        name, or without `lookup` always made.
         `state` is present (power left alone), started or stopped. With `check` nothing is written.
         """
         _validate(wanted)
-        first = self._first_look(vmid, wanted, source, templates=source is None)
+        first = self._first_look(vmid, wanted, source, templates=source is None) if vmid or lookup else None
         vmid = first.vmid if first else vmid
         if first is None and source is None:
-            raise NotFound(
-                f"VM {vmid or wanted.name} does not exist on node {self.node}; give a source to clone it from."
-            )
+            advice = "" if state == "stopped" else "; give a source to clone it from"
+            raise NotFound(f"Node {self.node} has no VM '{vmid or wanted.name}'{advice}.")
         base = first.config if first else {}
         values = desired(wanted, base)
         target = {"started": "running", "stopped": "stopped"}.get(state, first.status if first else "stopped")
