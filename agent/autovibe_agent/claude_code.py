@@ -42,7 +42,7 @@ class ClaudeCodeAgent(CodingAgent):
         self.settings_path.chmod(0o644)
 
     def argv(self) -> list[str]:
-        argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
+        argv = [str(self.paths.root / "usr/local/bin/claude"), "-p", "--output-format", "stream-json", "--verbose"]
         argv += ["--permission-mode", "bypassPermissions", "--settings", str(self.settings_path)]
         argv += ["--session-id", self.session_id]
         if self.assignment.max_turns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from sqlalchemy import text
 
-from autovibe import ca, db
+from autovibe import ca, db, gateway
 from autovibe.api import agent
 from autovibe.api.errors import add_handlers
 from autovibe.api.limits import BodyLimit, RateLimit
@@ -23,8 +23,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_api_route("/ca.pem", ca_certificate, methods=["GET"])
     app.add_api_route("/healthz", health, methods=["GET"])
     app.include_router(agent.router)
-    from autovibe import gateway
-
     app.include_router(gateway.router)
     return app
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from autovibe import budgets, ca, db, identity, machines, postgres, tokens
+from autovibe import budgets, ca, db, identity, postgres, tokens
 from autovibe.models import Machine, Project
 from autovibe.settings import Settings, load_settings
+from sqlalchemy import text
 
 
 @dataclass
@@ -41,8 +42,8 @@ class TestHub:
 
     __test__ = False
     settings: Settings
-    process: subprocess.Popen
     log: Path
+    process: subprocess.Popen | None = None
 
     def call(self, method, path, body=None, token=None, headers=None) -> Answer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -56,6 +57,13 @@ class TestHub:
             return Answer(answer.status, dict(answer.getheaders()), answer.read())
         finally:
             connection.close()
+
+    def up(self):
+        self.process = start_api(self.settings, self.log)
+
+    def down(self):
+        if self.process is not None and self.process.poll() is None:
+            stop_api(self.process)
 
     def session(self):
         return db.session_scope(self.settings)
@@ -75,7 +83,7 @@ class TestHub:
                 project_uuid=project.uuid,
                 status=status,
                 original_prompt=prompt,
-                vm_id=machines.next_vm_id(session),
+                vm_id=session.scalar(text("SELECT nextval('vm_ids')::integer")),
                 assignment={"command": command, **assignment},
             )
             session.add(machine)
@@ -156,15 +164,13 @@ def hub():
         settings = load_settings(
             state_dir=state, hub_port=port, hub_url_for_guests=f"https://127.0.0.1:{port}", heartbeat_seconds=1
         )
-        process = None
+        one = TestHub(settings, state / "api.log")
         try:
             db.upgrade(settings)
-            log = state / "api.log"
-            process = start_api(settings, log)
-            yield TestHub(settings, process, log)
+            one.up()
+            yield one
         finally:
-            if process is not None and process.poll() is None:
-                stop_api(process)
+            one.down()
             db.dispose(settings)
             postgres.stop(settings)
             postgres.remove(settings)
