@@ -19,7 +19,7 @@ from sqlalchemy import exists, func, or_, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from autovibe import budgets, db, machines, operations, runner
+from autovibe import budgets, db, machines, runner
 from autovibe.errors import AutovibeError
 from autovibe.models import Machine, MachineSlot, Operation
 from autovibe.settings import Settings, load_settings

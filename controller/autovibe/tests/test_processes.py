@@ -6,7 +6,6 @@ import sys
 import uuid
 
 import pytest
-
 from autovibe import processes
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"

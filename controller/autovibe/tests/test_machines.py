@@ -1,0 +1,254 @@
+"""A machine's life in the database: what is asked for, and what follows when an operation ends."""
+
+import ipaddress
+
+import pytest
+from autovibe import checkpoints, db, errors, lookup, machines, operations, slots, templates
+from autovibe.models import Machine, MachineSlot, Project
+from autovibe.tests import world
+
+
+@pytest.fixture
+def session(settings):
+    with db.session_scope(settings) as session:
+        world.template(session)
+        yield session
+
+
+@pytest.fixture
+def project(session):
+    return world.project(session)
+
+
+@pytest.fixture
+def spawn(session, settings, project):
+    def ask(prompt="work", **asked):
+        return machines.spawn(session, settings, project=asked.pop("project", project), prompt=prompt, **asked)
+
+    return ask
+
+
+@pytest.fixture
+def working(session, settings, spawn):
+    """A machine whose agent works."""
+    machine = spawn()
+    world.do(session, settings)
+    machine.status, machine.enrolled_at = "working", machine.spawned_at
+    return machine
+
+
+def test_a_spawn_has_a_vm_id_a_slot_and_an_operation(session, settings, spawn, project):
+    machine = spawn(files=[{"path": "a", "content_base64": "", "mode": "0644"}])
+    (operation,) = operations.pending(session, machine.uuid)
+    variables = operation.params["vars"]
+    assert machine.status == "spawning"
+    assert variables["machine_source"] == {"vm_id": 9000}
+    assert variables["machine_vm_id"] == machine.vm_id >= settings.vm_id_first
+    assert ipaddress.ip_interface(variables["machine_ip"]).ip in settings.machine_network
+    assert variables["machine_mac"].startswith("02:")
+    assert project.initial_checkpoint_uuid == machine.parent_checkpoint_uuid
+    assert checkpoints.find(session, machine.parent_checkpoint_uuid).checkpoint_type == "genesis"
+
+
+def test_the_genesis_checkpoint_is_made_once(spawn):
+    assert spawn().parent_checkpoint_uuid == spawn().parent_checkpoint_uuid
+
+
+def test_no_two_machines_share_a_vm_id_or_a_slot(session, spawn):
+    made = [spawn() for _ in range(5)]
+    assert len({machine.vm_id for machine in made}) == 5
+    assert len({machine.network_slot for machine in made}) == 5
+
+
+def test_a_vm_id_below_the_settings_first_is_skipped(session, settings):
+    settings.vm_id_first = 50_000
+    assert [machines.next_vm_id(session, settings) for _ in range(3)] == [50_000, 50_001, 50_002]
+
+
+def test_asking_with_the_same_key_gives_the_same_machine(session, spawn):
+    assert spawn(idempotency_key="a") is spawn(idempotency_key="a")
+    assert spawn(idempotency_key="a") is not spawn(idempotency_key="b")
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"prompt": " \n"}, errors.Invalid),
+        ({"machine_type": "hal"}, errors.Invalid),
+        ({"machine_type": "command", "prompt": ""}, errors.Invalid),
+        ({"command": ["true"]}, errors.Invalid),
+        ({"template": "nope"}, templates.NoTemplate),
+        ({"name": "Not A Name"}, errors.Invalid),
+    ],
+)
+def test_a_bad_ask_is_refused(spawn, asked, error):
+    with pytest.raises(error):
+        spawn(**asked)
+
+
+def test_a_budget_that_is_too_small_is_refused(session, spawn):
+    with pytest.raises(machines.BudgetTooSmall, match=r"has CAD 0\.005 left"):
+        spawn(project=world.project(session, "poor", "0.005"))
+    with pytest.raises(machines.BudgetTooSmall, match="has CAD 0 left"):
+        spawn(project=world.project(session, "none", "0"))
+
+
+def test_a_paused_project_gets_no_machine(session, spawn, project):
+    project.status = "paused"
+    with pytest.raises(machines.ProjectNotActive):
+        spawn()
+
+
+def test_a_failed_spawn_ends_the_machine_and_cleans_up(session, settings, spawn):
+    machine = spawn()
+    world.do(session, settings, error="no disk space")
+    assert (machine.status, machine.outcome) == ("terminated", "failed")
+    assert "no disk space" in machine.error_message
+    (cleaning,) = operations.pending(session, machine.uuid)
+    assert cleaning.params["vars"]["machine_final"] == {"kind": "none"}
+    world.do(session, settings)
+    assert session.query(MachineSlot).filter_by(machine_uuid=machine.uuid).count() == 0
+    assert machine.outcome == "failed"
+
+
+def test_a_vm_id_of_somebody_elses_vm_is_left_for_the_next_one(session, settings, spawn):
+    machine = spawn()
+    taken = machine.vm_id
+    world.do(session, settings, error="VM is not ours", error_class="IdentityError")
+    assert machine.status == "spawning"
+    assert machine.vm_id > taken
+    (again,) = operations.pending(session, machine.uuid)
+    assert again.params["vars"]["machine_vm_id"] == machine.vm_id
+    world.do(session, settings)
+    assert operations.pending(session, machine.uuid) == []
+
+
+def test_a_checkpoint_is_verified_when_its_snapshot_stands(session, settings, working):
+    made, operation = machines.checkpoint(session, settings, working, description="before")
+    assert operation.params["vars"]["machine_checkpoint"]["name"] == f"av-{made.uuid.hex}"
+    world.do(session, settings)
+    assert (made.verification_status, made.carrier, made.vm_id) == ("verified", "snapshot", working.vm_id)
+    assert (working.last_checkpoint_uuid, working.checkpoint_count) == (made.uuid, 1)
+    assert made.parent_checkpoint_uuid == working.parent_checkpoint_uuid
+
+
+def test_a_failed_checkpoint_leaves_the_machine_working(session, settings, working):
+    made, _ = machines.checkpoint(session, settings, working)
+    world.do(session, settings, error="freeze timed out")
+    assert made.verification_status == "failed"
+    assert (working.status, working.checkpoint_count) == ("working", 0)
+
+
+def test_the_end_keeps_the_vm_as_the_final_checkpoint(session, settings, working, project):
+    machines.terminate(session, settings, working, outcome="succeeded", manifest={"files": [], "truncated": False})
+    world.do(session, settings, carrier="template")
+    assert (working.status, working.outcome) == ("terminated", "succeeded")
+    final = checkpoints.find(session, project.current_checkpoint_uuid)
+    assert (final.checkpoint_type, final.carrier, final.verification_status) == ("final", "template", "verified")
+    assert operations.pending(session, working.uuid) == []
+
+
+def test_asking_for_the_end_twice_is_asking_once(session, settings, working):
+    first = machines.terminate(session, settings, working, outcome="succeeded")
+    assert machines.terminate(session, settings, working) is first
+    world.do(session, settings)
+    with pytest.raises(machines.MachineEnded):
+        machines.terminate(session, settings, working)
+    with pytest.raises(machines.MachineEnded):
+        machines.checkpoint(session, settings, working)
+
+
+def test_the_end_cancels_what_has_not_begun(session, settings, working):
+    made, operation = machines.checkpoint(session, settings, working)
+    machines.terminate(session, settings, working)
+    assert operation.status == "failed"
+    assert made.verification_status == "failed"
+    assert [one.kind for one in operations.pending(session, working.uuid)] == ["terminate"]
+
+
+def test_an_ended_machines_slot_is_free_again(session, settings, working, spawn):
+    machines.terminate(session, settings, working)
+    world.do(session, settings)
+    assert spawn().network_slot == working.network_slot
+
+
+def test_the_network_can_be_full(session, settings, spawn):
+    settings.machine_network = ipaddress.IPv4Network("10.0.0.0/28")
+    settings.first_slot = 13
+    spawn()
+    spawn()
+    with pytest.raises(slots.NetworkFull):
+        spawn()
+
+
+def test_a_branch_from_a_snapshot_waits_for_its_promotion(session, settings, working, spawn):
+    made, _ = machines.checkpoint(session, settings, working)
+    world.do(session, settings)
+    first, second = spawn(checkpoint=made), spawn(checkpoint=made)
+    promotions = [one for one in operations.pending(session, working.uuid) if one.kind == "promote"]
+    assert len(promotions) == 1
+    spawns = [operations.pending(session, machine.uuid)[0] for machine in (first, second)]
+    assert {one.depends_on_uuid for one in spawns} == {promotions[0].uuid}
+    world.do(session, settings, kind="promote")
+    assert made.template_vm_id == promotions[0].params["vars"]["machine_promote_vm_id"]
+    assert {one.params["vars"]["machine_source"]["vm_id"] for one in spawns} == {made.template_vm_id}
+    third = spawn(checkpoint=made)
+    (direct,) = operations.pending(session, third.uuid)
+    assert direct.depends_on_uuid is None
+    assert direct.params["vars"]["machine_source"] == {"vm_id": made.template_vm_id}
+
+
+def test_a_final_snapshot_is_promoted_by_itself(session, settings, working):
+    machines.terminate(session, settings, working)
+    world.do(session, settings, carrier="snapshot")
+    assert [one.kind for one in operations.pending(session, working.uuid)] == ["promote"]
+
+
+def test_a_checkpoint_that_is_not_verified_has_no_children(session, settings, working, spawn):
+    made, _ = machines.checkpoint(session, settings, working)
+    with pytest.raises(checkpoints.CheckpointNotReady):
+        spawn(checkpoint=made)
+
+
+def test_a_restore_revokes_what_the_machine_had(session, settings, working):
+    made, _ = machines.checkpoint(session, settings, working)
+    world.do(session, settings)
+    before = working.generation
+    operation = machines.restore(session, settings, working, made)
+    assert working.generation == before + 1
+    assert operation.params["vars"]["machine_checkpoint"] == {"name": made.proxmox_snapshot_id}
+    world.do(session, settings)
+    assert working.status == "spawning"
+
+
+def test_only_its_own_snapshots_can_be_restored(session, settings, working):
+    genesis = checkpoints.find(session, working.parent_checkpoint_uuid)
+    with pytest.raises(errors.Invalid, match="not a snapshot"):
+        machines.restore(session, settings, working, genesis)
+
+
+def test_things_are_found_by_name_uuid_and_prefix(session, spawn, project):
+    machine = spawn(name="builder")
+    for text in ("builder", str(machine.uuid), str(machine.uuid)[:8], machine.uuid):
+        assert machines.find(session, text) is machine
+    assert lookup.find(session, Project, "demo", "project") is project
+    with pytest.raises(errors.NotFound, match="no machine nobody"):
+        machines.find(session, "nobody")
+
+
+def test_a_name_in_two_projects_is_ambiguous(session, spawn, project):
+    other = world.project(session, "other")
+    spawn(name="builder")
+    mine = spawn(name="builder", project=other)
+    with pytest.raises(lookup.Ambiguous, match="names 2 machines"):
+        machines.find(session, "builder")
+    assert machines.find(session, "builder", other) is mine
+
+
+def test_a_new_version_of_a_template_retires_the_old_one(session, spawn):
+    world.template(session, vm_id=9001, inputs="two")
+    assert {row.vm_id: row.status for row in templates.listed(session)} == {9000: "retired", 9001: "ready"}
+    assert templates.ready(session, "autovibe-guest").vm_id == 9001
+    first = spawn()
+    assert checkpoints.find(session, first.parent_checkpoint_uuid).vm_id == 9001
+    assert session.query(Machine).count() == 1

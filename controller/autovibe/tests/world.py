@@ -1,0 +1,59 @@
+"""A small world in the database, for tests of what machines and operations do."""
+
+from datetime import timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+from autovibe import budgets, operations, records, templates
+from autovibe.models import Project
+
+LEASE = timedelta(seconds=60)
+WORKER = "here/boot/1/1.0"
+
+
+def project(session, name="demo", cad="5"):
+    made = Project(uuid=uuid4(), name=name)
+    session.add(made)
+    session.flush()
+    if Decimal(cad) > 0:
+        budgets.create(session, made.uuid, Decimal(cad))
+    return made
+
+
+def template(session, name="autovibe-guest", vm_id=9000, inputs="one"):
+    return templates.record(session, {"name": name, "vm_id": vm_id, "node": "pve1", "inputs": inputs})
+
+
+def claim(session, *, kinds=operations.KINDS, limit=20, worker=WORKER):
+    """The operations of a new run, or []."""
+    run = operations.claim(session, worker, "here", kinds=kinds, limit=limit, lease=LEASE)
+    return operations.of_run(session, run.uuid) if run else []
+
+
+def made(operation, carrier="snapshot"):
+    """What the playbook of this operation would return."""
+    variables = operation.params["vars"]
+    machine = {"vm_id": variables.get("machine_vm_id"), "node": "pve1", "status": "running", "created": True}
+    checkpoint = {"vm_id": variables.get("machine_vm_id"), "node": "pve1", "carrier": carrier, "size_bytes": 1}
+    if operation.kind == "promote":
+        checkpoint |= {"vm_id": variables["machine_promote_vm_id"], "carrier": "template"}
+    if operation.kind == "terminate" and variables["machine_final"]["kind"] == "none":
+        return {"machine": {}}
+    named = variables.get("machine_checkpoint") or variables.get("machine_final") or {}
+    checkpoint["name"] = named.get("name")
+    facts = {"spawn": {"machine": machine}, "restore": {"machine": machine}}
+    return facts.get(operation.kind, {"checkpoint": checkpoint})
+
+
+def do(session, settings, *, kind=None, carrier="snapshot", error=None, error_class=None):
+    """Claim what comes next and end it as a run would; returns the operations."""
+    done = claim(session, kinds=(kind,) if kind else operations.KINDS)
+    for operation in done:
+        result = None if error else made(operation, carrier)
+        records.end(
+            session, settings, operation.uuid, run_uuid=operation.run_uuid,
+            result=result, error=error, error_class=error_class,
+        )  # fmt: skip
+    if done:
+        operations.end_run(session, done[0].run_uuid, "failed" if error else "succeeded", 0)
+    return done
