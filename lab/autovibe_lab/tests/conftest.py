@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
-from proxmoxer import ProxmoxAPI
-from proxmoxer.core import ResourceException
-
 from autovibe_lab.auth import TOKEN_ID
 from autovibe_lab.daemon import Lab, Settings
+from proxmoxer import ProxmoxAPI
+from proxmoxer.core import ResourceException
 
 
 class LabInThread:
