@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import os
+import pwd
+import shutil
 import socket
 import ssl
 import subprocess
@@ -15,10 +17,13 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from autovibe import budgets, ca, db, identity, postgres, tokens
+from autovibe import agentpack, budgets, ca, db, identity, postgres, tokens
 from autovibe.models import Machine, Project
 from autovibe.settings import Settings, load_settings
 from sqlalchemy import text
+
+BOOTSTRAP = agentpack.package_dir() / "bootstrap.py"
+USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
 
 
 @dataclass
@@ -58,8 +63,8 @@ class TestHub:
         finally:
             connection.close()
 
-    def up(self):
-        self.process = start_api(self.settings, self.log)
+    def up(self, **environment: str):
+        self.process = start_api(self.settings, self.log, environment)
 
     def down(self):
         if self.process is not None and self.process.poll() is None:
@@ -116,20 +121,64 @@ class TestHub:
         return tokens.machine_token(self.get(machine), self.settings)
 
 
+class Guest:
+    """A machine's root folder and the bootstrap that runs over it."""
+
+    def __init__(self, hub, root: Path):
+        self.hub, self.root = hub, root
+        for folder in ("etc/autovibe", "run", "workspace", "home"):
+            (root / folder).mkdir(parents=True)
+        root.chmod(0o755)
+        if os.geteuid() == 0:
+            entry = pwd.getpwnam(USER)
+            os.chown(root / "workspace", entry.pw_uid, entry.pw_gid)
+        self.user = USER
+        self.log = root / "console.log"
+        self.process = None
+
+    def start(self):
+        with self.log.open("ab") as file:
+            argv = [sys.executable, "-I", "-S", BOOTSTRAP, "--root", self.root, "--user", USER]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        return self
+
+    def push(self, machine, **changes):
+        """What role `machine` does: writes the identity of the machine's present generation."""
+        content = {**identity.identity(self.hub.settings, self.hub.get(machine)), **changes}
+        path = self.root / "etc/autovibe/identity.json"
+        path.write_text(json.dumps(content))
+        path.chmod(0o600)
+        return content
+
+    def stop(self):
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+
+    def says(self, text):
+        return text in self.log.read_text()
+
+    @property
+    def workspace(self):
+        return self.root / "workspace"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def start_api(settings: Settings, log: Path) -> subprocess.Popen:
-    """The API's process; returns once it answers."""
+def start_api(settings: Settings, log: Path, more: dict[str, str]) -> subprocess.Popen:
+    """The API's process; returns once it answers. Nothing goes to a real provider: port 9 discards."""
     environment = {
         **os.environ,
         "AUTOVIBE_STATE_DIR": str(settings.state_dir),
         "AUTOVIBE_HUB_URL_FOR_GUESTS": settings.hub_url_for_guests,
         "AUTOVIBE_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
+        "AUTOVIBE_UPSTREAM_URL": "http://127.0.0.1:9",
         "ANTHROPIC_API_KEY": "sk-ant-never-to-be-seen",
+        **more,
     }
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -154,6 +203,15 @@ def stop_api(process: subprocess.Popen) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         raise
+
+
+def wait_until(condition, seconds=30):
+    """Waits for a condition; fails when it does not come."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "the condition did not come"
+        time.sleep(0.05)
+    return value
 
 
 @pytest.fixture(scope="session")
@@ -184,3 +242,20 @@ def machine(hub) -> Machine:
 @pytest.fixture
 def no_such_uuid() -> UUID:
     return uuid4()
+
+
+@pytest.fixture
+def guest(hub):
+    # /tmp/pytest-of-… is closed to the user that the CLI runs as.
+    folder = Path(tempfile.mkdtemp(prefix="avguest"))
+    folder.chmod(0o755)
+    one = Guest(hub, folder)
+    yield one
+    one.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def until():
+    """Waits for a condition, whose value it returns; fails when it does not come."""
+    return wait_until

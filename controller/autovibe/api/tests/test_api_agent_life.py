@@ -2,84 +2,14 @@
 
 import json
 import os
-import pwd
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from autovibe import agentpack, ca, identity, machines
+from autovibe import ca, machines
 from autovibe.models import Machine, MachineEvent, Operation
 from sqlalchemy import select
-
-BOOTSTRAP = agentpack.package_dir() / "bootstrap.py"
-USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-
-
-class Guest:
-    """A machine's root folder and the bootstrap that runs over it."""
-
-    def __init__(self, hub, root: Path):
-        self.hub, self.root = hub, root
-        for folder in ("etc/autovibe", "run", "workspace", "home"):
-            (root / folder).mkdir(parents=True)
-        root.chmod(0o755)
-        if os.geteuid() == 0:
-            entry = pwd.getpwnam(USER)
-            os.chown(root / "workspace", entry.pw_uid, entry.pw_gid)
-        self.log = root / "console.log"
-        self.process = None
-
-    def start(self):
-        with self.log.open("ab") as file:
-            argv = [sys.executable, "-I", "-S", BOOTSTRAP, "--root", self.root, "--user", USER]
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        return self
-
-    def push(self, machine, **changes):
-        """What role `machine` does: writes the identity of the machine's present generation."""
-        content = {**identity.identity(self.hub.settings, self.hub.get(machine)), **changes}
-        path = self.root / "etc/autovibe/identity.json"
-        path.write_text(json.dumps(content))
-        path.chmod(0o600)
-        return content
-
-    def stop(self):
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(30)
-
-    def says(self, text):
-        return text in self.log.read_text()
-
-    @property
-    def workspace(self):
-        return self.root / "workspace"
-
-
-@pytest.fixture
-def guest(hub, tmp_path_factory):
-    # /tmp/pytest-of-… is closed to the user that the CLI runs as.
-    import shutil
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="avguest"))
-    folder.chmod(0o755)
-    one = Guest(hub, folder)
-    yield one
-    one.stop()
-    shutil.rmtree(folder)
-
-
-def until(condition, seconds=30):
-    """Waits for a condition; fails when it does not come."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "the condition did not come"
-        time.sleep(0.05)
-    return value
 
 
 def has_ended(pid):
@@ -110,7 +40,7 @@ def texts_of(hub, machine):
         return [event.text for event in session.scalars(query)]
 
 
-def test_a_whole_life(hub, guest):
+def test_a_whole_life(hub, guest, until):
     files = [{"path": "in/note.txt", "content_base64": "aGVsbG8=", "mode": "0640"}]
     command = ["/bin/sh", "-c", "cat in/note.txt; echo; echo wrote it > out.txt; echo oops >&2; id -un; env | sort"]
     machine = hub.machine(command=command, files=files)
@@ -126,7 +56,7 @@ def test_a_whole_life(hub, guest):
         assert [file["path"] for file in fresh.file_modifications["files"]] == ["out.txt", "in/note.txt"]
         assert fresh.outcome == "succeeded"
     said = texts_of(hub, machine)
-    assert {"hello", "oops", USER} <= set(said)
+    assert {"hello", "oops", guest.user} <= set(said)
     assert not [line for line in said if line.startswith(("ANTHROPIC", "PWD=/root", "AUTOVIBE_STATE"))]
     until(lambda: guest.says("work is done"))
     machine_token = (guest.root / "run/autovibe/token").read_text()
@@ -136,7 +66,7 @@ def test_a_whole_life(hub, guest):
         assert machine_token not in place
 
 
-def test_the_work_is_not_done_again_by_another_start(hub, guest):
+def test_the_work_is_not_done_again_by_another_start(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "echo x >> count"])
     guest.start().push(machine)
     until(lambda: guest.says("work is done"))
@@ -146,7 +76,7 @@ def test_the_work_is_not_done_again_by_another_start(hub, guest):
     assert (guest.workspace / "count").read_text() == "x\n"
 
 
-def test_a_failing_command_is_a_failed_machine(hub, guest):
+def test_a_failing_command_is_a_failed_machine(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "echo no such thing >&2; exit 3"])
     guest.start().push(machine)
     result = until(lambda: result_of(hub, machine))
@@ -163,7 +93,7 @@ def test_a_failing_command_is_a_failed_machine(hub, guest):
         ({"command": ["true"], "files": [{"path": "x", "content_base64": "!"}]}, "no valid content"),
     ],
 )
-def test_what_cannot_begin_is_reported(hub, guest, assignment, summary):
+def test_what_cannot_begin_is_reported(hub, guest, until, assignment, summary):
     machine = hub.machine(**assignment)
     guest.start().push(machine)
     result = until(lambda: result_of(hub, machine))
@@ -172,13 +102,13 @@ def test_what_cannot_begin_is_reported(hub, guest, assignment, summary):
     assert list(guest.workspace.iterdir()) == []
 
 
-def test_an_unknown_agent_type_is_reported(hub, guest):
+def test_an_unknown_agent_type_is_reported(hub, guest, until):
     machine = hub.machine(machine_type="qwen_coder")
     guest.start().push(machine)
     assert "no agent type 'qwen_coder'" in until(lambda: result_of(hub, machine))["summary"]
 
 
-def test_a_cli_that_hangs_is_ended_at_its_limit_with_all_it_started(hub, guest):
+def test_a_cli_that_hangs_is_ended_at_its_limit_with_all_it_started(hub, guest, until):
     script = "trap '' TERM; (trap '' TERM; sleep 600) & echo $! > child; wait; sleep 600"
     machine = hub.machine(command=["/bin/sh", "-c", script], limits={"wall_seconds": 1})
     guest.start().push(machine)
@@ -188,7 +118,7 @@ def test_a_cli_that_hangs_is_ended_at_its_limit_with_all_it_started(hub, guest):
     until(lambda: has_ended(child))
 
 
-def test_told_to_stop_it_stops(hub, guest):
+def test_told_to_stop_it_stops(hub, guest, until):
     machine = hub.machine(command=["sleep", "600"])
     guest.start().push(machine)
     until(lambda: hub.get(machine).status == "working")
@@ -199,7 +129,7 @@ def test_told_to_stop_it_stops(hub, guest):
     assert len(ends_of(hub, machine)) == 1
 
 
-def test_a_hub_with_another_ca_is_not_talked_to(hub, guest, tmp_path):
+def test_a_hub_with_another_ca_is_not_talked_to(hub, guest, until, tmp_path):
     machine = hub.machine(command=["touch", "ran"])
     guest.start().push(machine, ca_sha256=ca.ensure(tmp_path).ca_sha256)
     until(lambda: guest.says("does not match the identity's fingerprint"))
@@ -208,7 +138,7 @@ def test_a_hub_with_another_ca_is_not_talked_to(hub, guest, tmp_path):
     until(lambda: result_of(hub, machine))
 
 
-def test_a_copy_with_an_old_identity_waits_for_its_own(hub, guest):
+def test_a_copy_with_an_old_identity_waits_for_its_own(hub, guest, until):
     original, copy = hub.machine(command=["true"]), hub.machine(command=["touch", "mine"])
     hub.token(original)  # it runs elsewhere, with another nonce
     guest.push(original)
@@ -222,7 +152,7 @@ def test_a_copy_with_an_old_identity_waits_for_its_own(hub, guest):
     assert (guest.workspace / "mine").exists()
 
 
-def test_a_restored_machine_drops_its_old_work_and_takes_its_new_identity(hub, guest):
+def test_a_restored_machine_drops_its_old_work_and_takes_its_new_identity(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "echo x >> count; test $(wc -l < count) = 2 || sleep 600"])
     guest.start().push(machine)
     until(lambda: (guest.workspace / "count").exists())
@@ -233,7 +163,7 @@ def test_a_restored_machine_drops_its_old_work_and_takes_its_new_identity(hub, g
     assert hub.get(machine).enrolled_generation == 2
 
 
-def test_an_agent_that_is_killed_does_not_repeat_its_prompt(hub, guest):
+def test_an_agent_that_is_killed_does_not_repeat_its_prompt(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "echo x >> count; echo $$ > pid; sleep 600"])
     guest.start().push(machine)
     cli = int(until(lambda: (guest.workspace / "pid").exists() and (guest.workspace / "pid").read_text()))
@@ -248,7 +178,7 @@ def test_an_agent_that_is_killed_does_not_repeat_its_prompt(hub, guest):
     until(lambda: has_ended(cli))
 
 
-def test_half_an_identity_is_no_identity(hub, guest):
+def test_half_an_identity_is_no_identity(hub, guest, until):
     machine = hub.machine(command=["true"])
     path = guest.root / "etc/autovibe/identity.json"
     path.write_text('{"machine": "x", ')
@@ -260,7 +190,7 @@ def test_half_an_identity_is_no_identity(hub, guest):
     assert guest.log.read_text().count("\n") <= 3
 
 
-def test_a_hub_that_is_away_is_waited_for(hub, guest):
+def test_a_hub_that_is_away_is_waited_for(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "touch began; until test -e go; do sleep 0.1; done"])
     hub.down()
     guest.start().push(machine)
