@@ -19,8 +19,8 @@ INTERFACES = range(32)
 
 
 async def write_drive(config: dict[str, str], vmid: int, target: Path) -> None:
-    """Write the drive of a guest with this configuration; an older one is replaced. The suffix says its format: `.qcow2`
-    or, else, raw."""
+    """Write the drive of a guest with this configuration; an older one is replaced. A `.qcow2` is written in that
+    format, any other raw."""
     image = iso(files(config, vmid))
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.iso")

@@ -19,7 +19,7 @@ def build(root: Path, script: Path) -> bytes:
     found = {file.stem.replace("-", "_"): file for file in (root / "usr/lib/modules").rglob("*.ko")}
     modules = [name for name in MODULES if name in found]
     archive = bytearray()
-    for folder in ("bin", "dev", "modules", "root"):
+    for folder in ("bin", "dev", "modules", "proc", "root"):
         archive += _entry(folder, stat.S_IFDIR | 0o755)
     archive += _entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     archive += _entry("bin/busybox", stat.S_IFREG | 0o755, _busybox(root).read_bytes())

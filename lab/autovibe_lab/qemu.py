@@ -30,7 +30,9 @@ class QemuGuest:
 
     def __init__(self, vmid: int, lab: LabPaths, network: Network, accel: str = "tcg", restrict: bool = True) -> None:
         self.vmid = vmid
-        self._lab, self._network, self._accel, self._restrict = lab, network, accel, restrict
+        # Absolute, so that the processes' command lines tell the lab that they are of.
+        self._lab = LabPaths(lab.state.absolute())
+        self._network, self._accel, self._restrict = network, accel, restrict
         self._config: dict[str, str] = {}
         self._process: Process | None = None
         self._qmp: Qmp | None = None
@@ -287,7 +289,8 @@ class Process:
 
 def orphans(lab: LabPaths) -> list[int]:
     """The processes of this lab's guests, QEMU and relays, that run now: what `lab down` must end after a crash."""
-    marks = {os.fsencode(lab.run / "x")[:-1], os.fsencode(f"-lp{lab.run}")}
+    run = LabPaths(lab.state.absolute()).run
+    marks = {os.fsencode(run / "x")[:-1], os.fsencode(f"-lp{run}")}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
