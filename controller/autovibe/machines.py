@@ -149,9 +149,12 @@ def terminate(
         machine.error_message = machine.error_message or reason
     if manifest:
         machine.file_modifications = manifest
-    # A machine whose agent never came up has made nothing that is worth keeping.
-    kind = "auto" if machine.enrolled_at is not None else "none"
-    return end(session, machine, kind)
+    return end(session, machine, "none" if is_empty(machine) else "auto")
+
+
+def is_empty(machine: Machine) -> bool:
+    """Whether its VM holds nothing worth keeping: its agent never came up, and no checkpoint stands on it."""
+    return machine.enrolled_at is None and machine.checkpoint_count == 0
 
 
 def end(session: Session, machine: Machine, kind: str) -> Operation:

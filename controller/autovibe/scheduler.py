@@ -135,9 +135,8 @@ class Scheduler:
                 .order_by(Operation.seq)
             ).all()
             if failed and _is_due(failed):
-                kind = "none" if machine.status == "terminated" or machine.enrolled_at is None else "auto"
                 log.warning("asking again for the end of machine %s", machine.name)
-                machines.end(session, machine, kind)
+                machines.end(session, machine, "none" if machines.is_empty(machine) else "auto")
 
     def report_leases(self, session: Session) -> None:
         """A lease that has long expired belongs to a worker of a host that is away: only that host can know."""

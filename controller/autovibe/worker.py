@@ -154,6 +154,7 @@ class Worker:
             while not processes.end_run(run.uuid):
                 log.error("run %s has processes that do not end", run.uuid)
             run.clean()
+            log.info("run %s: %s (%s)", run.uuid, outcome.status, outcome.rc)
             self.recorder.ended(run.uuid, outcome)
 
     def _prepare(self, run: runner.Run) -> None:
@@ -163,6 +164,7 @@ class Worker:
             installation = str(machines.installation_id(session))
             hosts = [self._host(session, run, operation, installation) for operation in served]
             awaited = {str(operation.uuid): records.awaited(operation) for operation in served}
+        log.info("run %s: %s of %d", run.uuid, run.playbook.stem, len(hosts))
         self.recorder.begin(run.uuid, awaited)
         run.write_inventory(hosts)
 

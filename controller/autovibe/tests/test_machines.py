@@ -148,6 +148,15 @@ def test_the_end_keeps_the_vm_as_the_final_checkpoint(session, settings, working
     assert operations.pending(session, working.uuid) == []
 
 
+def test_a_machine_that_never_enrolled_is_destroyed_unless_a_checkpoint_stands_on_it(session, settings, spawn):
+    bare, kept = spawn(), spawn()
+    world.do(session, settings)
+    machines.checkpoint(session, settings, kept)
+    world.do(session, settings)
+    kinds = [machines.terminate(session, settings, one).params["vars"]["machine_final"]["kind"] for one in (bare, kept)]
+    assert kinds == ["none", "auto"]
+
+
 def test_asking_for_the_end_twice_is_asking_once(session, settings, working):
     first = machines.terminate(session, settings, working, outcome="succeeded")
     assert machines.terminate(session, settings, working) is first
