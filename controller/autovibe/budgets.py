@@ -94,6 +94,22 @@ def available(session: Session, project_uuid: UUID) -> Decimal:
     return max(Decimal(0), budget.allocated_amount - budget.used_amount - budget.reserved_amount)
 
 
+def view(budget: Budget) -> dict[str, Any]:
+    """A budget as plain data; amounts in its unit."""
+    left = budget.allocated_amount - budget.used_amount - budget.reserved_amount
+    return {
+        "unit": budget.unit,
+        "period": budget.budget_period,
+        "allocated": budget.allocated_amount,
+        "used": budget.used_amount,
+        "reserved": budget.reserved_amount,
+        "available": Decimal(0) if budget.frozen_at else max(Decimal(0), left),
+        "overrun": budget.overrun_amount,
+        "frozen_at": budget.frozen_at,
+        "freeze_reason": budget.freeze_reason,
+    }
+
+
 def reserve(
     session: Session,
     *,

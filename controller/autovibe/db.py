@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -130,9 +131,10 @@ def check_schema(some_engine: sa.Engine) -> None:
 
 def unreachable(error: DBAPIError, where: sa.URL) -> DatabaseUnreachable:
     """One line of libpq's reason, without the password."""
-    lines = str(error.orig).strip().splitlines()
+    lines = str(error.orig).strip().splitlines() or ["no reason given"]
     place = where.host or where.query.get("host") or "the local socket"
-    return DatabaseUnreachable(f"Postgres at {place} cannot be reached: {lines[-1] if lines else 'no reason given'}")
+    reason = lines[0].rpartition(" failed: ")[2].removeprefix("FATAL:").strip()
+    return DatabaseUnreachable(f"Postgres at {place} cannot be reached: {reason}")
 
 
 def upgrade(settings: Settings) -> tuple[str | None, str | None]:
@@ -188,6 +190,25 @@ def _prepare(connection: sa.Connection, settings: Settings) -> None:
         rates.load(session, settings.usd_to_cad)
 
 
+def status(settings: Settings) -> dict[str, Any]:
+    """Where the database is (never its password), which PostgreSQL it is, its schema and its size."""
+    some_engine = make_engine(url(settings))
+    try:
+        with some_engine.connect() as connection:
+            return {
+                "url": some_engine.url.render_as_string(hide_password=True),
+                "embedded": settings.database_url is None,
+                "version": connection.scalar(sa.text("SHOW server_version")),
+                "schema": revision(connection),
+                "expected_schema": SCHEMA_REVISION,
+                "bytes": connection.scalar(sa.text("SELECT pg_database_size(current_database())")),
+            }
+    except OperationalError as error:
+        raise unreachable(error, some_engine.url) from None
+    finally:
+        some_engine.dispose()
+
+
 def is_empty(connection: sa.Connection) -> bool:
     """Whether the schema `public` has no tables."""
     return not sa.inspect(connection).get_table_names()
@@ -203,6 +224,7 @@ __all__ = [
     "make_engine",
     "migrate",
     "session_scope",
+    "status",
     "upgrade",
     "url",
 ]

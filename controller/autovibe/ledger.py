@@ -5,9 +5,9 @@ Only `budgets` writes here, for a line and the budget that it is taken from belo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -155,25 +155,55 @@ def total_cad(session: Session, project_uuid: UUID, machine_uuid: UUID | None = 
     return session.scalar(query) or Decimal(0)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A ledger line with the names that a person knows."""
-
-    recorded_at: datetime
-    project: str
-    machine: str | None
-    usage: Usage
-
-
-def entries(session: Session, project_uuid: UUID | None = None, limit: int | None = None) -> Iterable[Entry]:
-    """The ledger's last lines, oldest first."""
+def views(session: Session, project_uuid: UUID | None = None, limit: int | None = None) -> list[dict[str, Any]]:
+    """The ledger's last lines as plain data, oldest first, with the names that a person knows."""
     query = (
         sa.select(Usage, Project.name, Machine.name)
         .join(Project, Project.uuid == Usage.project_uuid)
         .outerjoin(Machine, Machine.uuid == Usage.machine_uuid)
         .order_by(Usage.recorded_at.desc(), Usage.uuid)
+        .limit(limit)
     )
     if project_uuid is not None:
         query = query.where(Usage.project_uuid == project_uuid)
-    rows = session.execute(query.limit(limit)).all()
-    return [Entry(usage.recorded_at, project, machine, usage) for usage, project, machine in reversed(rows)]
+    return [_view(*row) for row in reversed(session.execute(query).all())]
+
+
+def _view(line: Usage, project: str, machine: str | None) -> dict[str, Any]:
+    return {
+        "recorded_at": line.recorded_at,
+        "project": project,
+        "machine": machine,
+        "type": line.resource_type,
+        "subtype": line.resource_subtype,
+        "model": line.metadata_.get("model"),
+        "amount": line.amount,
+        "unit": line.unit,
+        "cost": line.cost,
+        "currency": line.currency,
+        "exchange_rate": line.exchange_rate,
+        "exchange_rate_date": line.exchange_rate_date,
+        "cost_cad": line.cost_cad,
+        "reservation": line.reservation_uuid,
+        "uuid": line.uuid,
+        "metadata": line.metadata_,
+    }
+
+
+BY_MODEL = """
+SELECT metadata ->> 'model' AS model, count(*) AS calls,
+       coalesce(sum((metadata #>> '{tokens,input}')::bigint), 0)::bigint AS input,
+       coalesce(sum((metadata #>> '{tokens,cache_read}')::bigint), 0)::bigint AS cache_read,
+       coalesce(sum(coalesce((metadata #>> '{tokens,cache_write_5m}')::bigint, 0)
+                  + coalesce((metadata #>> '{tokens,cache_write_1h}')::bigint, 0)), 0)::bigint AS cache_write,
+       coalesce(sum((metadata #>> '{tokens,output}')::bigint), 0)::bigint AS output,
+       sum(cost) FILTER (WHERE currency = 'USD') AS usd, sum(cost_cad) AS cad
+FROM resource_usage
+WHERE resource_type = 'money' AND metadata ? 'model' AND (project_uuid = :project OR CAST(:project AS uuid) IS NULL)
+GROUP BY 1 ORDER BY cad DESC
+"""
+
+
+def by_model(session: Session, project_uuid: UUID | None = None) -> list[dict[str, Any]]:
+    """Calls, tokens and money of each model."""
+    return [dict(row) for row in session.execute(sa.text(BY_MODEL), {"project": project_uuid}).mappings()]

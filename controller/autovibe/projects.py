@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from autovibe import budgets
+from autovibe import budgets, lookup
 from autovibe.errors import Conflict, Invalid, NotFound
 from autovibe.ledger import amount_of
-from autovibe.models import Project
+from autovibe.models import Machine, Project
 
 
 class NoSuchProject(NotFound):
@@ -58,18 +59,34 @@ def create(
 
 
 def get(session: Session, name_or_uuid: str | UUID) -> Project:
-    """A project by its name or its uuid."""
-    uuid = _as_uuid(name_or_uuid)
-    wanted = Project.uuid == uuid if uuid else Project.name == str(name_or_uuid)
-    project = session.scalars(sa.select(Project).where(wanted)).first()
-    if project is None:
-        raise NoSuchProject(f"There is no project {str(name_or_uuid)!r}")
-    return project
+    """A project by its name, its uuid, or the first characters of that. Raises NoSuchProject."""
+    try:
+        return lookup.find(session, Project, name_or_uuid, "project")
+    except NotFound:
+        raise NoSuchProject(f"There is no project {str(name_or_uuid)!r:.100}") from None
 
 
 def all_of(session: Session) -> list[Project]:
     """All projects, by name."""
     return list(session.scalars(sa.select(Project).order_by(Project.name)))
+
+
+def view(session: Session, project: Project) -> dict[str, Any]:
+    """A project with its budget in CAD, as plain data."""
+    budget = budgets.get(session, project.uuid)
+    machines = sa.select(sa.func.count()).where(Machine.project_uuid == project.uuid)
+    return {
+        "uuid": project.uuid,
+        "name": project.name,
+        "status": project.status,
+        "greediness": project.greediness,
+        "description": project.description,
+        "machines": session.scalar(machines),
+        "initial_checkpoint": project.initial_checkpoint_uuid,
+        "current_checkpoint": project.current_checkpoint_uuid,
+        "created_at": project.created_at,
+        "budget": budgets.view(budget) if budget else None,
+    }
 
 
 def _checked_name(name: str) -> str:
