@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx
@@ -23,7 +23,7 @@ from autovibe.gateway import reserving, upstream
 from autovibe.gateway.errors import GatewayError, budget_busy, budget_gone, provider_failed, unknown_model
 from autovibe.gateway.metering import Meter, StreamReader
 from autovibe.gateway.requests import CheckedRequest
-from autovibe.gateway.reserving import Caller, Held, Short
+from autovibe.gateway.reserving import Bounds, Caller, Held, Short, Wish
 
 log = logging.getLogger("autovibe.gateway")
 T = TypeVar("T")
@@ -92,6 +92,7 @@ class Call:
     ) -> None:
         self.gateway, self.caller, self.request, self.query = gateway, caller, request, query
         self.request_id = f"gw_{uuid.uuid4().hex}"
+        self.bounds = Bounds(request.model)
         self.answer = Answer()
         self.meter = Meter()
         self.asked_max_tokens = request.max_tokens
@@ -135,38 +136,50 @@ class Call:
 
     async def _hold(self) -> Held:
         """Money for the call: all of it, less tokens out, or a GatewayError that says why not."""
-        settings, request = self.gateway.settings, self.request
-        least, input_bound = request.least_output(settings.min_useful_output_tokens), request.input_bound
-        started, pause, counted = time.monotonic(), 0.05, False
-        while True:
-            outcome = await self._reserve(input_bound, request.max_tokens, least)
-            waited = time.monotonic() - started
-            if isinstance(outcome, Short) and not outcome.hopeless and not counted:
-                counted, input_bound = True, await self._count(input_bound)
-                continue
-            if isinstance(outcome, Short) and outcome.fits and not (outcome.later_all and waited < LOWER_AFTER_SECONDS):
-                outcome = await self._reserve(input_bound, outcome.fits, least)
-            if isinstance(outcome, Held):
-                self._held = True
-                self._lower(outcome.max_tokens)
-                return outcome
-            if not outcome.later_some or waited > settings.reservation_wait_seconds:
-                raise self._no_money(outcome)
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311
-            pause = min(pause * 2, 1)
-
-    async def _reserve(self, input_bound: int, most: int, least: int) -> Held | Short:
-        task = asyncio.create_task(
-            self.gateway.db(
-                reserving.reserve,
-                self.caller,
-                self.request_id,
-                model=self.request.model,
-                input_bound=input_bound,
-                most=most,
-                least=least,
-            )
+        wish = Wish(
+            self.caller,
+            self.request_id,
+            self.bounds,
+            self.request.input_bound,
+            self.request.max_tokens,
+            self.request.least_output(self.gateway.settings.min_useful_output_tokens),
         )
+        outcome = await self._reserve(wish, patient=True)
+        if isinstance(outcome, Short) and not outcome.hopeless:
+            wish = replace(wish, input_bound=await self._count(wish.input_bound))
+            outcome = await self._wait_for_money(wish)
+        if isinstance(outcome, Short):
+            raise self._no_money(outcome)
+        self._held = True
+        self._lower(outcome.max_tokens)
+        return outcome
+
+    async def _wait_for_money(self, wish: Wish) -> Held | Short:
+        """Until calls under way give money back; one call of a project asks at a time, the others wait in line."""
+        line = self.gateway.line(self.caller.project_uuid)
+        started, pause = time.monotonic(), 0.05
+        end = started + self.gateway.settings.reservation_wait_seconds
+        outcome: Held | Short = Short("The budget has too little left for this call now", later=True)
+        try:
+            async with asyncio.timeout(max(1.0, end - started)):
+                await line.turn.acquire()
+        except TimeoutError:
+            return outcome
+        try:
+            while True:
+                line.changed.clear()
+                patient = time.monotonic() - started < LOWER_AFTER_SECONDS
+                outcome = await self._reserve(wish, patient=patient)
+                if isinstance(outcome, Held) or not outcome.later or time.monotonic() > end:
+                    return outcome
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(line.changed.wait(), pause)
+                pause = min(pause * 2, 0.5)
+        finally:
+            line.turn.release()
+
+    async def _reserve(self, wish: Wish, *, patient: bool) -> Held | Short:
+        task = asyncio.create_task(self.gateway.db(reserving.reserve, wish, patient=patient))
         try:
             return await asyncio.shield(task)
         except prices.UnknownModel as error:
@@ -198,7 +211,7 @@ class Call:
         return min(input_bound, counted + counted // 20 + 256)
 
     def _no_money(self, short: Short) -> GatewayError:
-        if short.later_some:
+        if short.later:
             return budget_busy(f"{short.reason}; calls under way hold the rest. Try again shortly.")
         return budget_gone(f"{short.reason}. Raise the project's budget to go on.")
 
@@ -310,6 +323,7 @@ class Call:
                 log.exception("call %s: settling failed (try %d)", self.request_id, attempt + 1)
             finally:
                 self.answer.end(error)
+                self.gateway.line(self.caller.project_uuid).changed.set()
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30)
         log.error("call %s: not settled; its reservation is left to the reaper", self.request_id)
@@ -319,13 +333,7 @@ class Call:
             await self._certain(reserving.release, held.reservation_uuid)
             return
         await self._certain(
-            reserving.settle,
-            self.caller,
-            self.request_id,
-            held,
-            self.meter,
-            model=self.request.model,
-            details=self._details,
+            reserving.settle, self.caller, self.request_id, self.bounds, held, self.meter, self._details
         )
 
     async def _certain(self, function: Callable[..., T], *args: Any, **options: Any) -> T:

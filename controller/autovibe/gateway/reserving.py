@@ -35,65 +35,97 @@ class Caller:
     project_uuid: UUID
 
 
+class Bounds:
+    """The worst cases of one call, each asked for once: price and exchange rate are those of the call's beginning.
+
+    So midnight or a new price lifts no cost above the bound that was reserved for it.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.at = datetime.now(UTC)
+        self._known: dict[tuple[int, int], prices.Cost] = {}
+
+    def cost(self, session: Session, input_bound: int, max_tokens: int) -> prices.Cost:
+        """Raises `prices.UnknownModel`."""
+        key = input_bound, max_tokens
+        if key not in self._known:
+            self._known[key] = prices.upper_bound(
+                session, self.model, input_tokens_max=input_bound, max_tokens=max_tokens, at=self.at
+            )
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A call's money: at best for `most` tokens out, at least for `least`."""
+
+    caller: Caller
+    request_id: str
+    bounds: Bounds
+    input_bound: int
+    most: int
+    least: int
+
+
 @dataclass(frozen=True)
 class Held:
-    """Money is held: for at most this many tokens out, at this worst case."""
+    """Money is held: for at most this many tokens out and in."""
 
     reservation_uuid: UUID
     max_tokens: int
     input_bound: int
-    at: datetime
 
 
 @dataclass(frozen=True)
 class Short:
-    """The money for the whole request is not there.
+    """The money is not there.
 
-    `fits`: the `max_tokens` that what is available can pay, None when that allows no useful answer.
-    `later_all`, `later_some`: whether the whole request, or a useful answer, would fit once the calls under way, which
-    hold money, have ended.
+    `later`: a useful answer would fit once the calls under way, which hold money, have ended. `hopeless`: there is no
+    budget, or it is frozen, so that no bound is small enough.
     """
 
     reason: str
-    fits: int | None
-    later_all: bool
-    later_some: bool
-    hopeless: bool = False  # no budget, or a frozen one: no bound would be small enough
+    later: bool
+    hopeless: bool = False
 
 
-def reserve(
-    transactions: Transactions, caller: Caller, request_id: str, *, model: str, input_bound: int, most: int, least: int
-) -> Held | Short:
-    """Hold the worst case of a call with at most `most` tokens out, or say what is possible from `least` on.
+def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | Short:
+    """Hold the worst case of a call, with fewer tokens out where that is all there is money for.
 
-    Raises `prices.UnknownModel`.
+    While `patient`, fewer are not taken when the calls under way hold enough for all. Raises `prices.UnknownModel`.
     """
-    now = datetime.now(UTC)
-
-    def bound(max_tokens: int) -> Decimal:
-        cost = prices.upper_bound(session, model, input_tokens_max=input_bound, max_tokens=max_tokens, at=now)
-        return cost.cad
-
-    try:
-        with transactions() as session:
-            held = budgets.reserve(
-                session,
-                project_uuid=caller.project_uuid,
-                machine_uuid=caller.machine_uuid,
-                amount_cad=bound(most),
-                holder=request_id,
-                purpose=budgets.AI_CALL,
-                expires_at=now + HOLD,
-            )
-            return Held(held.uuid, most, input_bound, now)
-    except budgets.BudgetExhausted as error:
-        available, reason = error.available, error.message
-        if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget):
-            return Short(reason, None, later_all=False, later_some=False, hopeless=True)
     with transactions() as session:
-        later = available + _under_way(session, caller.project_uuid)
-        fits = largest(bound, available, least, most)
-        return Short(reason, fits, later_all=later >= bound(most), later_some=later >= bound(least))
+
+        def bound(max_tokens: int) -> Decimal:
+            return wish.bounds.cost(session, wish.input_bound, max_tokens).cad
+
+        wanted: int | None = wish.most
+        for _ in range(3):  # What was available may be gone a moment later.
+            try:
+                return _hold(session, wish, wanted, bound(wanted))
+            except budgets.BudgetExhausted as error:
+                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget):
+                    return Short(error.message, later=False, hopeless=True)
+                reason, available = error.message, error.available
+            later = available + _under_way(session, wish.caller.project_uuid)
+            wanted = None if patient and later >= bound(wish.most) else largest(bound, available, wish.least, wish.most)
+            if wanted is None:
+                break
+        return Short(reason, later=later >= bound(wish.least))
+
+
+def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Held:
+    reservation = budgets.reserve(
+        session,
+        project_uuid=wish.caller.project_uuid,
+        machine_uuid=wish.caller.machine_uuid,
+        amount_cad=amount,
+        holder=wish.request_id,
+        purpose=budgets.AI_CALL,
+        expires_at=datetime.now(UTC) + HOLD,
+    )
+    return Held(reservation.uuid, max_tokens, wish.input_bound)
 
 
 def largest(bound: Callable[[int], Decimal], available: Decimal, least: int, most: int) -> int | None:
@@ -135,15 +167,14 @@ def settle(
     transactions: Transactions,
     caller: Caller,
     request_id: str,
+    bounds: Bounds,
     held: Held,
     meter: Meter,
-    *,
-    model: str,
     details: dict[str, Any],
-) -> Decimal:
-    """Book what the call cost, by the provider's usage, or by the bound where that did not arrive; returns CAD."""
+) -> None:
+    """Book what the call cost, by the provider's usage, or by the bound where that did not arrive."""
     with transactions() as session:
-        cost, basis = _cost(session, held, meter, model)
+        cost, basis = _cost(session, bounds, held, meter)
         money = UsageLine.of_call(
             cost,
             f"{request_id}:money",
@@ -162,29 +193,23 @@ def settle(
             amount=Decimal(1),
             unit="count",
             idempotency_key=f"{request_id}:api_calls",
-            metadata={"request_id": request_id, "model": model},
+            metadata={"request_id": request_id, "model": bounds.model},
         )
         budgets.settle(session, held.reservation_uuid, lines=[money, count])
         # After the budget's row, always in this order: no two calls wait for each other.
         session.execute(
             sa.update(Machine).where(Machine.uuid == caller.machine_uuid).values(api_calls=Machine.api_calls + 1)
         )
-        return cost.cad
 
 
-def _cost(session: Session, held: Held, meter: Meter, model: str) -> tuple[prices.Cost, str]:
-    """The cost, and what it rests on: usage, partial (the input's counts, output by its bound), or bound.
-
-    Price and exchange rate are of the day when the money was held, so that midnight lifts no cost above its bound.
-    """
-    bound = prices.upper_bound(
-        session, model, input_tokens_max=held.input_bound, max_tokens=held.max_tokens, at=held.at
-    )
+def _cost(session: Session, bounds: Bounds, held: Held, meter: Meter) -> tuple[prices.Cost, str]:
+    """The cost, and what it rests on: usage, partial (the input's counts, output by its bound), or bound."""
+    bound = bounds.cost(session, held.input_bound, held.max_tokens)
     if not meter.usage:
         return bound, "bound"
     usage = meter.usage if meter.complete else {**meter.usage, "output_tokens": held.max_tokens}
     try:
-        cost = prices.cost(session, model, usage, held.at)
+        cost = prices.cost(session, bounds.model, usage, bounds.at)
     except prices.MalformedUsage:
         return bound, "bound"
     if meter.complete:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
+from uuid import UUID
 
 import httpx
 from anyio import CapacityLimiter, to_thread
@@ -37,6 +40,14 @@ INLINE_BYTES = 128 * 1024
 STOP_SECONDS = 5.0
 
 
+@dataclass
+class Line:
+    """The calls of a project that wait for money: whose turn it is to ask, and that a call of this process ended."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Gateway:
     """One process's gateway: its connections to the provider and the calls under way."""
 
@@ -45,6 +56,7 @@ class Gateway:
         self.client = upstream.client(settings)
         self._threads = CapacityLimiter(DATABASE_THREADS)
         self._calls: set[asyncio.Task[None]] = set()
+        self._lines: defaultdict[UUID, Line] = defaultdict(Line)
 
     async def db(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Run a function of `reserving` in a thread, with this installation's transactions."""
@@ -68,6 +80,9 @@ class Gateway:
             except tokens.BadToken as error:
                 raise bad_token(error.message) from None
             return Caller(machine.uuid, machine.project_uuid)
+
+    def line(self, project_uuid: UUID) -> Line:
+        return self._lines[project_uuid]
 
     def start(self, call: Call) -> None:
         """Let a call run, whatever becomes of the client."""

@@ -1,0 +1,242 @@
+"""Which requests may be forwarded, and the bound of their input: no database, no server."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+from autovibe.gateway.errors import GatewayError
+from autovibe.gateway.metering import Meter, StreamReader
+from autovibe.gateway.requests import CONTEXT_TOKENS, IMAGE_TOKENS, MAX_BODY, check_messages, decompress
+from autovibe.gateway.reserving import largest
+from autovibe.gateway.upstream import Provider, request_headers
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 90_000}}
+PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}}
+
+
+def check(*content: object, **fields: object):
+    messages = fields.pop("messages", [{"role": "user", "content": list(content) or "hello"}])
+    return check_messages(json.dumps({"model": "m", "max_tokens": 4096, "messages": messages} | fields).encode())
+
+
+def refusal(*content: object, **fields: object) -> str:
+    with pytest.raises(GatewayError) as caught:
+        check(*content, **fields)
+    assert caught.value.status == 400
+    return caught.value.message
+
+
+#: The fields that Claude Code 2.1.330 was seen to send.
+CLAUDE_CODE = {
+    "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1.330"},
+        {"type": "text", "text": "You are a Claude agent.", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    ],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+        {
+            "role": "system",
+            "content": [{"type": "text", "text": "# Environment"}],
+            "output_config": {"effort": "medium"},
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "", "signature": "c2lnbmF0dXJl"},
+                {"type": "redacted_thinking", "data": "ZGF0YQ=="},
+                {"type": "tool_use", "id": "t1", "name": "Read", "input": {"file_path": "/workspace/a.py"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "t1", "content": "1\tprint()", "is_error": False},
+                {"type": "tool_result", "tool_use_id": "t2", "content": [IMAGE, PDF, {"type": "text", "text": "x"}]},
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "t3",
+                    "content": [{"type": "tool_reference", "tool_name": "Late"}],
+                },
+            ],
+        },
+        {"role": "system", "content": [{"type": "tool_removal", "tool": {"type": "tool_reference", "name": "Late"}}]},
+    ],
+    "tools": [
+        {"name": "Read", "description": "read", "input_schema": {"type": "object"}},
+        {"name": "Late", "description": "later", "input_schema": {"type": "object"}, "defer_loading": True},
+    ],
+    "metadata": {"user_id": "{}"},
+    "thinking": {"type": "adaptive", "display": "omitted"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "output_config": {"effort": "medium"},
+    "stream": True,
+}
+
+
+def test_what_claude_code_sends_passes_unchanged():
+    assert check(**CLAUDE_CODE).payload == {"model": "m", "max_tokens": 4096} | CLAUDE_CODE
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"mcp_servers": []}, "mcp_servers"),
+        ({"container": "c"}, "container"),
+        ({"speed": "fast"}, "speed"),
+        ({"inference_geo": "us"}, "inference_geo"),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"something_new": 1}, "something_new"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"name": "x", "allowed_callers": ["code_execution_20250825"]}]}, "tools.0.allowed_callers"),
+        ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management.edits.0.type"),
+        ({"output_config": {"task_budget": {"total": 1}}}, "output_config.task_budget"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"messages": "hello"}, "messages"),
+    ],
+)
+def test_a_field_without_a_bound_is_refused_by_its_name(fields, named):
+    assert named in refusal(**fields)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}},
+        {"type": "image", "source": {"type": "file", "file_id": "file_1"}},
+        {"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}},
+        PDF | {"citations": {"enabled": True}},
+        {"type": "container_upload", "file_id": "file_1"},
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+        {"type": "mcp_tool_use", "id": "s", "name": "x", "input": {}},
+        {"type": "search_result", "source": "x", "title": "x", "content": []},
+        {"type": ["text"], "text": "x"},
+        "hello",
+    ],
+)
+def test_a_block_without_a_bound_is_refused(block):
+    assert refusal(block).startswith("messages.0.content.0")
+    inside = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    assert refusal(inside).startswith("messages.0.content.0.content.0")
+
+
+def test_text_is_bounded_by_its_bytes():
+    assert check({"type": "text", "text": "é" * 5000}).input_bound >= 10_000
+
+
+def test_an_image_counts_as_the_largest_image_whatever_its_bytes():
+    small = {"type": "image", "source": IMAGE["source"] | {"data": "AAAA"}}
+    assert IMAGE_TOKENS < check(small).input_bound == check(IMAGE).input_bound < IMAGE_TOKENS + 3000
+
+
+def test_a_pdf_counts_as_the_whole_context_window():
+    assert check(PDF).input_bound == CONTEXT_TOKENS
+
+
+def test_a_reference_counts_as_the_largest_tool():
+    late = {"name": "Late", "description": "d" * 10_000, "input_schema": {}, "defer_loading": True}
+    reference = {
+        "type": "tool_result",
+        "tool_use_id": "t",
+        "content": [{"type": "tool_reference", "tool_name": "Late"}],
+    }
+    assert check(*[reference] * 5, tools=[late]).input_bound > 60_000
+
+
+def test_numbers_that_grow_when_written_out_are_counted():
+    assert check({"type": "tool_use", "id": "t", "name": "n", "input": {"a": [1e300] * 10}}).input_bound > 5000
+
+
+def test_only_what_was_checked_is_forwarded():
+    twice = b'{"model":"m","max_tokens":1,"max_tokens":64,"messages":[{"role":"user","content":"hi"}]}'
+    assert json.loads(check_messages(twice).body)["max_tokens"] == 64
+    assert check_messages(twice).body.count(b"max_tokens") == 1
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"model":NaN}',
+        b"[" * 200_000,
+        b'{"model":"m","max_tokens":1,"messages":["\\ud800"]}',
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(raw):
+    with pytest.raises(GatewayError) as caught:
+        check_messages(raw)
+    assert caught.value.status == 400
+
+
+def test_a_body_that_unpacks_to_too_much_is_refused():
+    import gzip
+
+    with pytest.raises(GatewayError) as caught:
+        decompress(gzip.compress(b" " * (MAX_BODY + 1)), "gzip")
+    assert caught.value.status == 413
+
+
+def test_a_lowered_request_keeps_its_thinking_budget_below_max_tokens():
+    asked = check(max_tokens=64_000, thinking={"type": "enabled", "budget_tokens": 32_000})
+    assert asked.least_output(256) == 1280
+    for max_tokens in (1280, 5000, 32_000):
+        payload = asked.lowered(max_tokens, 256).payload
+        assert 1024 <= payload["thinking"]["budget_tokens"] < payload["max_tokens"] == max_tokens
+    assert asked.lowered(64_000, 256) is asked
+
+
+def test_the_largest_answer_that_fits_is_found():
+    def bound(tokens: int) -> Decimal:
+        return Decimal(100) + 3 * tokens
+
+    assert largest(bound, Decimal(1000), 10, 5000) == 300
+    assert largest(bound, Decimal(130), 10, 5000) == 10
+    assert largest(bound, Decimal(129), 10, 5000) is None
+    assert largest(bound, Decimal(10**9), 10, 5000) == 5000
+
+
+def test_usage_is_read_however_a_stream_is_cut():
+    stream = (
+        b'event: message_start\r\ndata: {"message":{"model":"m","usage":{"input_tokens":7,"output_tokens":1}}}\r\n\r\n'
+        b'event: content_block_delta\ndata: {"delta":{"text":"event: message_delta"}}\n\n'
+        b'event: message_delta\ndata: {"usage":{"output_tokens":42,"input_tokens":null}}\n\n'
+        b"event: message_stop\ndata: {}\n\n"
+    )
+    for size in (1, 3, 17, len(stream)):
+        meter = Meter()
+        reader = StreamReader(meter)
+        for start in range(0, len(stream), size):
+            reader.feed(stream[start : start + size])
+        assert (meter.usage, meter.complete) == ({"input_tokens": 7, "output_tokens": 42}, True)
+
+
+def test_a_stream_without_its_end_is_not_complete():
+    meter = Meter()
+    StreamReader(meter).feed(
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
+    )
+    assert (meter.started, meter.complete) == (True, False)
+
+
+def test_only_known_versions_and_betas_are_passed_on():
+    to = Provider("anthropic", "https://provider", "sk-secret")
+    given = {
+        "anthropic-beta": "effort-2025-11-24, fast-mode-2026-02-01",
+        "authorization": "Bearer machine",
+        "cookie": "c",
+    }
+    for version in ("2023-06-01", "2026-10-21"):
+        headers = request_headers(given | {"anthropic-version": version}, to)
+        assert (headers["anthropic-version"], headers["anthropic-beta"]) == (version, "effort-2025-11-24")
+        assert headers["x-api-key"] == "sk-secret"
+        assert not {"authorization", "cookie"} & set(headers)
+    with pytest.raises(GatewayError):
+        request_headers({"anthropic-version": "1999-01-01"}, to)
+    assert "sk-secret" not in repr(to)
