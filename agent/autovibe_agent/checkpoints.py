@@ -11,7 +11,7 @@ from autovibe_agent.workspace import Manifest
 POLL_SECONDS = 1.0
 GIVE_UP_SECONDS = 600.0
 # At most one in so long, however many model calls are made.
-FLOOR_SECONDS = 30.0
+FLOOR_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +21,7 @@ from autovibe.settings import Settings, load_settings
 
 RENEW_EVERY_SECONDS = 6 * 3600
 SHUTDOWN_SECONDS = 10
+IDLE_GRACE_SECONDS = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +86,33 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     config.load()
     ended = threading.Event()
     threading.Thread(target=keep_certificate, args=(settings, config.ssl, ended), daemon=True).start()
+    # uvicorn ends gracefully and then raises the signal again: that is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        HubServer(config).run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
         ended.set()
+
+
+class HubServer(uvicorn.Server):
+    """uvicorn that does not wait for idle guests to say goodbye: a TLS close waits for the other side's."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._drop_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _drop_idle(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_GRACE_SECONDS)
+            for connection in list(self.server_state.connections):
+                cycle = getattr(connection, "cycle", None)
+                if cycle is None or cycle.response_complete:
+                    connection.transport.abort()
 
 
 def keep_certificate(settings: Settings, context, ended: threading.Event) -> None:

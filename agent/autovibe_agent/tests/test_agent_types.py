@@ -1,0 +1,122 @@
+"""What each agent type starts and how it reads what its CLI says."""
+
+import json
+import os
+import pwd
+
+import pytest
+from autovibe_agent.base import Assignment, UnknownAgentType, find_type
+from autovibe_agent.paths import Paths, User
+
+
+@pytest.fixture
+def make(tmp_path):
+    (tmp_path / "run/autovibe").mkdir(parents=True)
+    entry = pwd.getpwuid(os.geteuid())
+    user = User(entry.pw_name, entry.pw_uid, entry.pw_gid, tmp_path / "home")
+
+    def of(agent_type="claude_code", **answer):
+        assignment = Assignment.of({"agent_type": agent_type, "gateway_url": "https://hub:8000", **answer})
+        return find_type(agent_type)(assignment, Paths(tmp_path), user)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "name", ["base", "life", "no_such", "os", "../claude_code", "claude_code.x", "", "CommandAgent"]
+)
+def test_only_agent_types_are_agent_types(name):
+    with pytest.raises(UnknownAgentType):
+        find_type(name)
+
+
+def test_each_type_is_found_by_its_name():
+    assert [find_type(name).NAME for name in ("command", "claude_code")] == ["command", "claude_code"]
+
+
+def test_a_command_is_run_as_given(make):
+    agent = make("command", command=["make", "-j2"], prompt="p")
+    assert (agent.argv(), agent.stdin()) == (["make", "-j2"], b"p")
+
+
+def test_claude_gets_its_prompt_on_standard_input_and_no_secret_in_its_environment(make, tmp_path):
+    (tmp_path / "run/autovibe/token").write_text("a.machine.token")
+    agent = make(prompt="--help me", model="m", limits={"max_turns": 7})
+    agent.prepare()
+    argv = agent.argv()
+    assert "--help me" not in argv
+    assert agent.stdin() == b"--help me"
+    assert argv[argv.index("--max-turns") + 1] == "7"
+    assert argv[argv.index("--model") + 1] == "m"
+    environment = agent.environment()
+    assert environment["ANTHROPIC_BASE_URL"] == "https://hub:8000"
+    assert environment["DISABLE_TELEMETRY"] == "1"
+    assert "a.machine.token" not in json.dumps([argv, environment, agent.settings_path.read_text()])
+    assert not [name for name in environment if "KEY" in name and "TTL" not in name]
+
+
+def line(**event):
+    return json.dumps(event)
+
+
+def test_claudes_stream_becomes_messages(make):
+    agent = make()
+    content = [
+        {"type": "text", "text": "I write it."},
+        {"type": "text", "text": "  "},
+        {"type": "tool_use", "name": "Bash", "input": {"command": "make test"}},
+        {"type": "tool_use", "name": "Odd", "input": {"x": [1]}},
+        {"type": "thinking", "thinking": "…"},
+    ]
+    results = [
+        {"type": "tool_result", "is_error": True, "content": [{"type": "text", "text": "exit 1"}]},
+        {"type": "tool_result", "content": "fine"},
+    ]
+    said = agent.read_output(line(type="assistant", message={"content": content}))
+    said += agent.read_output(line(type="user", message={"content": results}))
+    assert [(message.kind, message.text) for message in said] == [
+        ("text", "I write it."),
+        ("tool", "Bash make test"),
+        ("tool", 'Odd {"x": [1]}'),
+        ("error", "exit 1"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"type": "assistant"}', '{"type": "user", "message": {"content": 5}}'])
+def test_odd_lines_do_no_harm(make, text):
+    assert make().read_output(text) == []
+
+
+RESULTS = [
+    ({"subtype": "success", "is_error": False, "result": "done"}, 0, "succeeded", "done"),
+    # An API error says is_error with subtype "success".
+    (
+        {"subtype": "success", "is_error": True, "api_error_status": 402, "result": "API Error"},
+        1,
+        "out_of_budget",
+        "API",
+    ),
+    ({"subtype": "success", "is_error": True, "result": "API Error: 402 budget"}, 1, "out_of_budget", "402"),
+    ({"subtype": "success", "is_error": True, "api_error_status": 403, "result": "402"}, 1, "failed", "402"),
+    ({"subtype": "error_max_turns", "is_error": True}, 1, "failed", "limit of turns"),
+    ({"subtype": "error_during_execution", "is_error": True, "result": "x"}, 1, "failed", "while it worked: x"),
+    ({"subtype": "success", "is_error": False, "result": "done"}, 1, "failed", "ended with 1"),
+    (None, -9, "failed", "killed by signal 9 without a result"),
+    (None, 0, "failed", "without a result"),
+]
+
+
+@pytest.mark.parametrize(("result", "code", "outcome", "summary"), RESULTS)
+def test_how_claude_ended(make, result, code, outcome, summary):
+    agent = make()
+    if result is not None:
+        agent.read_output(line(type="result", **result))
+    ended = agent.outcome(code)
+    assert ended.outcome == outcome
+    assert summary in ended.summary
+
+
+def test_its_complaints_are_in_the_summary(make):
+    agent = make()
+    agent.read_error("Invalid API key\n")
+    assert "Invalid API key" in agent.outcome(1).summary
