@@ -191,8 +191,6 @@ CREATE TABLE public.installation (
     CONSTRAINT installation_id_check CHECK ((id = 1))
 );
 
-COMMENT ON TABLE public.installation IS 'This installation, one row; its id stands in the description of every VM it makes';
-
 CREATE TABLE public.intelligent_machines (
     uuid uuid DEFAULT gen_random_uuid() NOT NULL,
     name character varying(63) NOT NULL,
@@ -265,8 +263,6 @@ CREATE TABLE public.machine_slots (
     CONSTRAINT machine_slots_mac_check CHECK ((mac ~ '^[0-9A-F]{2}(:[0-9A-F]{2}){5}$'::text)),
     CONSTRAINT machine_slots_slot_check CHECK ((slot >= 0))
 );
-
-COMMENT ON TABLE public.machine_slots IS 'Places on the machines'' network; free while machine_uuid is null';
 
 CREATE TABLE public.operations (
     uuid uuid DEFAULT gen_random_uuid() NOT NULL,

@@ -102,7 +102,7 @@ class Server:
         """Run the server, made new if need be, and return its URL. Again, or by many at once, changes nothing."""
         if self.answers():
             return self.url
-        with self.locked():
+        with _locked(self.base):
             if not self.answers():
                 if not (self.data / "PG_VERSION").exists():
                     self._init()
@@ -114,7 +114,7 @@ class Server:
         """Stop the server; returns whether it ran. Leaves no process and no socket."""
         if not self.base.exists():
             return False
-        with self.locked():
+        with _locked(self.base):
             ran = self.postmaster() is not None
             if ran:
                 stopped = self._run("pg_ctl", "stop", "-D", self.data, "-m", "fast", "-w", "-t", "30")
@@ -133,12 +133,6 @@ class Server:
         except (OSError, ValueError, IndexError, psutil.Error):
             return None
         return process if ours else None
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        with open(os.open(self.base / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _init(self) -> None:
         fresh, password = self.base / "data.new", secrets.token_urlsafe(32)
@@ -260,11 +254,25 @@ def server(settings: Settings) -> Server:
     return Server(base, programs, account)
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with open(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _base(settings: Settings, account: pwd.struct_passwd | None) -> Path:
     """The folder of the data: in the state folder, or in the system's when `account` cannot get there."""
     near, far = settings.pg_dir, _system_base(settings)
     marker = near / "elsewhere"
     near.mkdir(mode=0o711, exist_ok=True)
+    if marker.exists():
+        return far
+    with _locked(near):
+        return _choose(settings, account, near, far, marker)
+
+
+def _choose(settings: Settings, account: pwd.struct_passwd | None, near: Path, far: Path, marker: Path) -> Path:
     if marker.exists():
         return far
     if (near / "data").exists() or account is None or _run_as(account, ["test", "-x", str(near)]).returncode == 0:

@@ -16,12 +16,12 @@ def upgrade():
 
 
 MACHINES = """
+-- This installation, one row; its id stands in the description of every VM that it makes.
 CREATE TABLE installation (
     id SMALLINT PRIMARY KEY DEFAULT 1 CHECK (id = 1),
     uuid UUID NOT NULL UNIQUE DEFAULT gen_random_uuid(),
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE installation IS 'This installation, one row; its id stands in the description of every VM it makes';
 INSERT INTO installation DEFAULT VALUES;
 
 -- A VM id is never used twice: Proxmox's "next free id" is a race, and gives a dead machine's id to a living one.
@@ -130,6 +130,7 @@ CREATE INDEX idx_checkpoints_creating_machine ON checkpoints (creating_machine_u
 """
 
 BELONGINGS = """
+-- Places on the machines' network; free while machine_uuid is null.
 CREATE TABLE machine_slots (
     slot INTEGER PRIMARY KEY CHECK (slot >= 0),
     machine_uuid UUID UNIQUE REFERENCES intelligent_machines (uuid),
@@ -137,7 +138,6 @@ CREATE TABLE machine_slots (
     mac TEXT NOT NULL UNIQUE CHECK (mac ~ '^[0-9A-F]{2}(:[0-9A-F]{2}){5}$'),
     released_at TIMESTAMPTZ
 );
-COMMENT ON TABLE machine_slots IS 'Places on the machines'' network; free while machine_uuid is null';
 
 CREATE TABLE templates (
     uuid UUID PRIMARY KEY DEFAULT gen_random_uuid(),

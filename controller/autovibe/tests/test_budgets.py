@@ -1,5 +1,7 @@
 """Nothing is spent that is not there."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -229,6 +231,57 @@ def _watch(settings, project, done):
             assert used + reserved <= 10 + overrun
             looks += 1
     return looks
+
+
+CLIENT = """
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+from autovibe import budgets, db
+from autovibe.ledger import UsageLine
+from autovibe.settings import Settings
+
+settings, project, name = Settings(), UUID(sys.argv[1]), sys.argv[2]
+for call in range(1000):
+    with db.session_scope(settings) as session:
+        held = budgets.reserve(
+            session, project_uuid=project, amount_cad=Decimal("0.01"), holder=name, purpose=budgets.AI_CALL,
+            expires_at=datetime.now(UTC) + timedelta(minutes=5)).uuid
+    print(call, flush=True)
+    with db.session_scope(settings) as session:
+        line = UsageLine("money", "claude_api", cost_cad=Decimal("0.007"), idempotency_key=f"{name}-{call}")
+        budgets.settle(session, held, lines=[line])
+"""
+
+
+def test_processes_that_are_killed_leave_a_right_ledger(any_settings, monkeypatch):
+    with db.session_scope(any_settings) as session:
+        project = projects.create(session, "kill", budget_cad=Decimal("1.5")).uuid
+    monkeypatch.setenv("AUTOVIBE_DATABASE_URL", any_settings.database_url.get_secret_value())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLIENT, str(project), f"client-{number}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for victim in started[:2]:
+        for _ in range(10):
+            victim.stdout.readline()
+        victim.kill()
+    said = [process.communicate() for process in started]
+    assert all("BudgetExhausted" in errors for _, errors in said[2:])
+    with db.session_scope(any_settings) as session:
+        left = budgets.get(session, project).reserved_amount
+        reaped = budgets.reap(session, datetime.now(UTC) + timedelta(hours=1))
+        budget = budgets.get(session, project)
+        assert left == sum(reservation.amount_cad for reservation in reaped)
+        assert budget.reserved_amount == budget.overrun_amount == 0
+        assert Decimal("1.49") < budget.used_amount <= Decimal("1.5")
+        assert budget.used_amount == ledger.total_cad(session, project)
 
 
 STEPS = st.lists(

@@ -1,0 +1,223 @@
+"""The schema keeps the rules, on both versions of PostgreSQL; its classes and its dump say the same."""
+
+import threading
+from datetime import UTC, datetime
+from decimal import Decimal
+from uuid import uuid4
+
+import psycopg2
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from autovibe import backup, budgets, db, projects, schema
+from autovibe.errors import DatabaseNotMigrated, DatabaseUnreachable
+from autovibe.ledger import UsageLine
+from autovibe.models import Base, Checkpoint, Machine, Operation, Project, Run, Usage
+from autovibe.settings import Settings
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+
+@pytest.fixture
+def session(any_settings):
+    with db.session_scope(any_settings) as open_session:
+        yield open_session
+
+
+@pytest.fixture
+def project(session):
+    return projects.create(session, "shop", budget_cad=Decimal(5))
+
+
+@pytest.fixture
+def machine(session, project):
+    made = Machine(name="first", machine_type="command", project_uuid=project.uuid, vm_id=10000)
+    session.add(made)
+    session.flush()
+    return made
+
+
+def refused(session, statement, match=None, **values):
+    with pytest.raises(DBAPIError, match=match), session.begin_nested():
+        session.execute(sa.text(statement) if isinstance(statement, str) else statement, values)
+
+
+def test_the_code_expects_the_newest_migration():
+    assert ScriptDirectory(str(Settings().schema_dir)).get_current_head() == db.SCHEMA_REVISION
+
+
+def test_schema_sql_is_what_the_migrations_make(settings):
+    assert schema.dump(settings) == (Settings().schema_dir / "schema.sql").read_text(), "stale: run `make schema`"
+
+
+def test_the_classes_are_the_tables(any_settings):
+    with db.engine(any_settings).connect() as connection:
+        options = {"compare_type": True, "compare_server_default": False, "include_object": _ours}
+        differences = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+    assert differences == []
+
+
+def _ours(thing, name, kind, reflected, compare_to):
+    # Indexes and partitions stand in the migrations only.
+    return kind != "index" and not str(name).startswith(("resource_usage_", "alembic_version"))
+
+
+def test_a_database_that_is_not_migrated_says_so(empty_database):
+    with pytest.raises(DatabaseNotMigrated, match="autovibe db upgrade"):
+        db.engine(empty_database)
+
+
+def test_a_database_of_a_newer_autovibe_says_so(any_settings):
+    with db.session_scope(any_settings) as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    db.dispose()
+    with pytest.raises(DatabaseNotMigrated, match="newer than this"):
+        db.engine(any_settings)
+    with pytest.raises(DatabaseNotMigrated, match="not known here"):
+        db.upgrade(any_settings)
+
+
+def test_a_database_that_is_not_there_says_so_without_the_password(tmp_path):
+    nowhere = Settings(state_dir=tmp_path, database_url="postgresql://u:geheim@127.0.0.1:1/x")
+    with pytest.raises(DatabaseUnreachable, match="127.0.0.1 cannot be reached") as error:
+        db.engine(nowhere)
+    assert "geheim" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_upgrades_at_the_same_time_make_one_schema(empty_database):
+    results = []
+
+    def upgrade():
+        results.append(db.upgrade(empty_database))
+
+    threads = [threading.Thread(target=upgrade) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results, key=str) == [("0003", "0003")] * 3 + [(None, "0003")]
+    assert db.upgrade(empty_database) == ("0003", "0003")
+
+
+CHECKED = {
+    "projects": {"status": "lost", "greediness": Decimal("1.01"), "name": " shop"},
+    "intelligent_machines": {"status": "lost", "machine_type": "cat", "outcome": "fun", "name": "A b", "vm_id": 1},
+    "checkpoints": {"checkpoint_type": "odd", "verification_status": "odd", "carrier": "odd", "size_bytes": -1},
+    "operations": {"kind": "odd", "status": "odd", "attempts": -1},
+    "runs": {"kind": "odd", "status": "odd"},
+    "resource_budgets": {"resource_type": "odd", "budget_period": "odd", "unit": "USD", "overrun_amount": 1},
+}
+
+
+@pytest.mark.parametrize(("table", "column"), [(t, c) for t, columns in CHECKED.items() for c in columns])
+def test_a_wrong_value_is_refused(session, machine, table, column):
+    session.add(Checkpoint(project_uuid=machine.project_uuid, checkpoint_type="genesis"))
+    session.add(Operation(kind="spawn", machine_uuid=machine.uuid))
+    session.add(Run(kind="spawn", worker="w", hostname="h"))
+    session.flush()
+    refused(session, f"UPDATE {table} SET {column} = :value", value=CHECKED[table][column])  # noqa: S608
+
+
+def test_greediness_is_a_number(session, project):
+    refused(session, "UPDATE projects SET greediness = 'NaN'")
+
+
+def test_a_machine_has_one_running_operation(session, machine):
+    def operation(status, **more):
+        lease = {"lease_owner": "w", "lease_expires_at": datetime.now(UTC)} if status == "running" else {}
+        return Operation(kind="spawn", status=status, machine_uuid=machine.uuid, **lease, **more)
+
+    session.add_all([operation("running"), operation("queued"), operation("queued")])
+    session.flush()
+    session.add(operation("running"))
+    with pytest.raises(IntegrityError, match="one_running"):
+        session.flush()
+    session.rollback()
+
+
+def test_an_idempotency_key_is_used_once(session, machine):
+    session.add(Operation(kind="spawn", machine_uuid=machine.uuid, idempotency_key="k"))
+    session.flush()
+    session.add(Operation(kind="spawn", machine_uuid=machine.uuid, idempotency_key="k"))
+    with pytest.raises(IntegrityError, match="idempotency_key"):
+        session.flush()
+    session.rollback()
+
+
+def test_a_new_operation_wakes_who_listens(any_settings):
+    url = db.url(any_settings).replace("+psycopg2", "")
+    listener = psycopg2.connect(url)
+    try:
+        listener.autocommit = True
+        listener.cursor().execute("LISTEN autovibe_operations")
+        with db.session_scope(any_settings) as session:
+            session.add(Operation(kind="template"))
+        listener.poll()
+        assert [notice.payload for notice in listener.notifies] == ["template"]
+    finally:
+        listener.close()
+
+
+def test_a_cycle_is_checked_at_commit(any_settings):
+    project, checkpoint = uuid4(), uuid4()
+    with db.session_scope(any_settings) as session:
+        session.add(Project(uuid=project, name="loop", initial_checkpoint_uuid=checkpoint))
+        session.flush()
+        session.add(Checkpoint(uuid=checkpoint, project_uuid=project, checkpoint_type="genesis"))
+    with pytest.raises(IntegrityError), db.session_scope(any_settings) as session:
+        session.add(Project(name="dangling", initial_checkpoint_uuid=uuid4()))
+
+
+@pytest.mark.parametrize("statement", ["UPDATE {} SET amount = 0", "DELETE FROM {}", "TRUNCATE {}"])
+def test_the_ledger_is_append_only(session, project, statement):
+    budgets.charge(session, project_uuid=project.uuid, lines=[UsageLine("time", amount=Decimal(1), unit="minutes")])
+    partition = session.scalar(sa.text("SELECT tableoid::regclass::text FROM resource_usage"))
+    for table in ("resource_usage", partition):
+        refused(session, statement.format(table), match="append-only")
+    refused(session, "TRUNCATE usage_keys", match="append-only")
+
+
+def test_a_line_of_any_month_has_a_place_and_moves_to_its_own_partition(session, project):
+    for month in ("2031-05-31 23:59:59.999999+00", "2031-06-01 00:00+00", "2019-02-28 12:00+00"):
+        line = Usage(project_uuid=project.uuid, resource_type="time", amount=1, unit="hours")
+        line.recorded_at = datetime.fromisoformat(month)
+        session.add(line)
+    session.flush()
+    where = "SELECT tableoid::regclass::text FROM resource_usage ORDER BY recorded_at"
+    assert set(session.scalars(sa.text(where))) == {"resource_usage_default"}
+    assert session.scalar(sa.text("SELECT ensure_usage_partitions(3)")) == 3
+    expected = ["resource_usage_2019_02", "resource_usage_2031_05", "resource_usage_2031_06"]
+    assert list(session.scalars(sa.text(where))) == expected
+    assert session.scalar(sa.text("SELECT ensure_usage_partitions(3)")) == 0
+    refused(session, "TRUNCATE resource_usage_2031_05", match="append-only")
+    refused(session, "TRUNCATE resource_usage_default", match="append-only")
+
+
+def test_a_backup_restores_everything_into_an_empty_database(any_settings, empty_database, tmp_path):
+    with db.session_scope(any_settings) as session:
+        project = projects.create(session, "shop", budget_cad=Decimal(5))
+        budgets.charge(session, project_uuid=project.uuid, lines=[UsageLine("money", cost_cad=Decimal("1.5"))])
+    file = tmp_path / "autovibe.dump"
+    assert backup.backup(any_settings, file) == file.stat().st_size
+    assert file.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(backup.BackupFailed, match="exists already"):
+        backup.backup(any_settings, file)
+
+    assert backup.restore(empty_database, file) == db.SCHEMA_REVISION
+    with db.session_scope(empty_database) as session:
+        assert budgets.available(session, projects.get(session, "shop").uuid) == Decimal("3.5")
+    with pytest.raises(backup.RestoreFailed, match="not empty"):
+        backup.restore(empty_database, file)
+
+
+def test_a_restore_that_fails_changes_nothing(any_settings, tmp_path):
+    with db.session_scope(any_settings) as session:
+        projects.create(session, "shop", budget_cad=Decimal(5))
+    file = tmp_path / "not-a-backup"
+    file.write_text("no")
+    with pytest.raises(backup.RestoreFailed, match="not a backup"):
+        backup.restore(any_settings, file, force=True)
+    with db.session_scope(any_settings) as session:
+        assert projects.get(session, "shop")
