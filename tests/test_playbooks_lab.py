@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import certifi
 import psutil
 import pytest
 import requests
@@ -337,16 +338,10 @@ def test_what_was_not_executed_is_done_again(lab, name, vm_id, method, path, sta
 
 
 def test_the_tasks_own_log_is_in_the_failure(lab, name):
-    first = lab.ok("spawn", machine_name=name, machine_source=NULL).fact("machine")
-    point = {"machine_name": name, "machine_checkpoint": {"name": "before"}}
-    lab.ok("checkpoint", **point)
-    lab.ok("promote", **point)
-    lab.ok("spawn", machine_name=f"{name}-child", machine_source={"name": "before"})
-    base = next(r["checkpoint"]["vm_id"] for r in lab.ok("promote", **point).results if "checkpoint" in r)
-    assert base != first["vm_id"]
-    run = lab.play("terminate", machine_name="before", machine_vm_id=base, machine_final={"kind": "none"},
-                   machine_uuid=str(uuid.uuid5(uuid.UUID("361E6D51-FAEC-444A-9079-341386DA8E2E"), name)))  # fmt: skip
-    failed = run.results[-1]
+    base = lab.ok("spawn", machine_name=name, machine_source=NULL).fact("machine")["vm_id"]
+    lab.ok("terminate", machine_name=name, machine_final={"kind": "template", "name": "final"})
+    lab.ok("spawn", machine_name=f"{name}-child", machine_source={"vm_id": base})
+    failed = lab.play("terminate", machine_name=name, machine_vm_id=base, machine_final={"kind": "none"}).results[-1]
     assert failed["error_class"] == "TaskFailed"
     assert any("still in use" in line for line in failed["task_log"])
 
@@ -358,7 +353,7 @@ BAD = {
         r"cannot be reached.*Connection refused; check api_host",
     ),
     "wrong secret": ({"proxmox_api_token_secret_file": "{bad}"}, "NotAuthenticated", r"401.*check the token's id and"),
-    "wrong certificate": ({"proxmox_ca_path": None}, "TlsNotVerified", r"certificate.*as ca_path"),
+    "wrong certificate": ({"proxmox_ca_path": certifi.where()}, "TlsNotVerified", r"certificate.*as ca_path"),
     "no ca file": ({"proxmox_ca_path": "/nonexistent.pem"}, "SettingsError", r"ca_path: there is no file"),
     "no secret file": ({"proxmox_api_token_secret_file": "/nonexistent"}, "SettingsError", r"/nonexistent: No such"),
     "no such template": ({"machine_source": {"name": "nope"}}, "NotFound", r"No template 'nope'.*there are: .*null"),
@@ -372,12 +367,7 @@ BAD = {
 def test_bad_input_is_one_clear_line(lab, name, tmp_path, case):
     extra, kind, text = BAD[case]
     (tmp_path / "bad").write_text("not-the-secret")
-    (tmp_path / "pem").write_text((ROOT / "tests" / "test_playbooks_lab.py").read_text())
     extra = {key: str(tmp_path / "bad") if value == "{bad}" else value for key, value in extra.items()}
-    if "proxmox_ca_path" in extra and extra["proxmox_ca_path"] is None:
-        import certifi
-
-        extra["proxmox_ca_path"] = certifi.where()
     run = lab.play("spawn", **{"machine_name": name, "machine_source": NULL, **extra})
     assert run.rc != 0
     assert run.results[-1]["error_class"] == kind

@@ -69,7 +69,9 @@ class ApiError(PveError):
 
     @property
     def no_such_vm(self) -> bool:
-        return self.status == 500 and "Configuration file" in self.reason and "does not exist" in self.reason
+        """Its wording differs between reading a VM and cloning it."""
+        missing = "Configuration file" in self.reason and "does not exist" in self.reason
+        return self.status == 500 and (missing or "unable to find configuration file for VM" in self.reason)
 
     @property
     def id_taken(self) -> bool:
