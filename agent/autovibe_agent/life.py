@@ -67,8 +67,9 @@ class Life:
         self.state.write("finished")
 
     def stop(self, reason: str) -> None:
-        """Ends the CLI; the first reason counts. May be called from any thread, and from a signal handler."""
-        if self._stop_reason is None:
+        """Ends the CLI; the first reason counts, and none for a CLI that has ended by itself. From any thread."""
+        has_ended = self.process is not None and self.process.ended.is_set()
+        if self._stop_reason is None and not has_ended:
             self._stop_reason = reason
         self._stop.set()
 
