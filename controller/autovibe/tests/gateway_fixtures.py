@@ -145,13 +145,20 @@ import sys, uvicorn
 from autovibe.api.app import create_app
 from autovibe.settings import load_settings
 app = create_app(load_settings())
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", timeout_graceful_shutdown=5, lifespan="on")
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", timeout_graceful_shutdown=1, lifespan="on")
 """
 
 
 @contextlib.contextmanager
 def hub(settings: Settings, **environment: str) -> Iterator[str]:
     """A process that serves the real application over plain HTTP; its URL."""
+    with hub_process(settings, **environment) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def hub_process(settings: Settings, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Like `hub`, with the process."""
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOVIBE_", "ANTHROPIC_"))}
     env |= {"AUTOVIBE_STATE_DIR": str(settings.state_dir), "AUTOVIBE_RESERVATION_WAIT_SECONDS": "1", **environment}
@@ -166,7 +173,7 @@ def hub(settings: Settings, **environment: str) -> Iterator[str]:
 
     try:
         wait_for(answers, "answer of the hub")
-        yield url
+        yield url, process
     finally:
         process.terminate()
         process.wait(20)

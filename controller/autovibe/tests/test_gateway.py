@@ -5,14 +5,25 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from types import SimpleNamespace
 
 import httpx
 import pytest
-from autovibe import db
+from autovibe import budgets, db
+from autovibe.gateway.reserving import HOLD
 from autovibe.models import Machine
-from autovibe.tests.gateway_fixtures import Account, account, demo_model, hub, migrated, request_body, wait_for
+from autovibe.tests.gateway_fixtures import (
+    Account,
+    account,
+    demo_model,
+    hub,
+    hub_process,
+    migrated,
+    request_body,
+    wait_for,
+)
 
 TOOLS = [{"name": "Bash", "description": "run", "input_schema": {"type": "object"}}]
 
@@ -204,6 +215,37 @@ def test_a_client_that_goes_away_pays_what_the_provider_billed(site, rich):
     (line,) = rich.lines()
     assert line.metadata_["basis"] == "usage"
     assert line.cost_cad == price_of(site.model.bill()[-1]["usage"], line.exchange_rate)
+
+
+def test_a_gateway_that_is_stopped_settles_its_calls_first(site, rich):
+    site.model.fault("slow", seconds=60)
+    with (
+        httpx.Client(timeout=60) as client,
+        hub_process(site.settings) as (url, process),
+        client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
+    ):
+        next(response.iter_raw())
+        process.terminate()
+        process.wait(30)
+    (line,) = rich.lines()
+    assert (line.metadata_["basis"], rich.held()) == ("partial", 0)
+
+
+def test_the_calls_of_a_killed_gateway_are_settled_at_their_bound(site, rich):
+    site.model.fault("slow", seconds=60)
+    with (
+        httpx.Client(timeout=60) as client,
+        hub_process(site.settings) as (url, process),
+        client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
+    ):
+        next(response.iter_raw())
+        process.kill()
+        process.wait(30)
+    held = rich.budget().reserved_amount
+    assert (rich.held(), rich.lines()) == (1, [])
+    with db.session_scope(site.settings) as session:
+        budgets.reap(session, datetime.now(UTC) + HOLD)
+    assert (rich.held(), rich.budget().used_amount, rich.lines()[0].cost_cad) == (0, held, held)
 
 
 def test_a_bill_above_the_bound_is_booked_whole_and_freezes_the_budget(site, rich):
