@@ -51,6 +51,9 @@ class Guest(Protocol):
     async def delete_snapshot(self, name: str) -> None:
         """Delete that snapshot from the running guest's disks, through QMP."""
 
+    async def resize(self, key: str, size: int) -> None:
+        """Give the running guest's drive (`scsi0`) `size` bytes."""
+
     async def adopt(self, config: dict[str, str]) -> bool:
         """Take it over if an earlier daemon's process of it still runs."""
 
@@ -93,6 +96,8 @@ class NullGuest:
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
+
+    async def resize(self, key: str, size: int) -> None: ...
 
     async def adopt(self, config: dict[str, str]) -> bool:
         return False

@@ -197,10 +197,11 @@ async def resize(call: Call) -> object:
             size = edit.new_size(drive.size, call.params["size"])
             if machine.is_template:
                 raise TaskError(f"command 'qemu-img resize' failed: '{drive.volid}' is a base volume")
-            if machine.running() and not machine.is_null:
-                raise TaskError(f"the lab resizes disks of stopped VMs only: stop VM {vmid} first")
             try:
-                await node.storages.resize(drive.volid, size)
+                if machine.running() and not machine.is_null:
+                    await node.guest(machine).resize(disk, size)
+                else:
+                    await node.storages.resize(drive.volid, size)
             except DiskError as error:
                 raise TaskError(str(error)) from None
             drive.properties["size"] = format_size(size)

@@ -13,7 +13,7 @@ from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
 from autovibe_lab.guest import GuestError, NullGuest
 from autovibe_lab.node import Machine, Node
-from autovibe_lab.options import agent_enabled
+from autovibe_lab.options import agent_enabled, shown
 from autovibe_lab.schema import BOOLEAN, SNAPSHOT, STRING, opt
 from autovibe_lab.tasks import Task
 
@@ -59,6 +59,7 @@ async def create(call: Call) -> object:
         try:
             await _take(node, machine, name, bool(call.get("vmstate")), task)
         except BaseException as error:
+            await _untake(node, machine, name)
             machine.config.snapshots.pop(name, None)
             _unlock(node, machine)
             if isinstance(error, DiskError):
@@ -107,6 +108,15 @@ async def _take(node: Node, machine: Machine, name: str, ram: bool, task: Task) 
         for drive in disks:
             task.log(f"snapshotting 'drive-{drive.key}' ({drive.volid})")
         await guest.snapshot(name, ram)
+
+
+async def _untake(node: Node, machine: Machine, name: str) -> None:
+    """Of a snapshot that failed, nothing is kept on the disks that already had it."""
+    if not machine.running():
+        for drive in drives(machine.config.current):
+            if drive.is_disk:
+                with contextlib.suppress(DiskError):
+                    await node.storages.snapshot_delete(drive.volid, name)
 
 
 @contextlib.asynccontextmanager
@@ -228,8 +238,6 @@ def _section(call: Call) -> Section:
 
 @route("GET", ONE + "/config")
 async def config(call: Call) -> object:
-    from autovibe_lab.options import shown
-
     section = shown(_section(call))
     return section | ({"snaptime": int(section["snaptime"])} if "snaptime" in section else {})
 
