@@ -9,7 +9,7 @@ import re
 from urllib.parse import unquote
 
 from autovibe_lab.config import DRIVES, Section, split_properties
-from autovibe_lab.schema import BOOLEAN, DNS_NAME, INTEGER, TAGS, Param, Schema, opt
+from autovibe_lab.schema import BOOLEAN, DNS_NAME, TAGS, Param, Schema, opt
 
 NIC_MODELS = ("virtio", "e1000", "e1000e", "rtl8139", "vmxnet3", "ne2k_pci", "i82551", "i82557b", "i82559er")
 NIC_OPTIONS = {"macaddr", "model", "bridge", "tag", "trunks", "firewall", "link_down", "rate", "queues", "mtu"}
@@ -131,8 +131,7 @@ def _ipconfig(text: str) -> None:
     for key, value in split_properties(text, "ip").items():
         try:
             if key == "ip" and value != "dhcp":
-                ipaddress.IPv4Interface(value)
-                assert "/" in value
+                ipaddress.IPv4Interface(value if "/" in value else "needs a prefix")
             elif key == "gw":
                 ipaddress.IPv4Address(value)
             elif key == "ip6" and value not in ("dhcp", "auto"):
@@ -141,7 +140,7 @@ def _ipconfig(text: str) -> None:
                 ipaddress.IPv6Address(value)
             elif key not in ("ip", "ip6"):
                 raise _problems(f"ipconfig.{key}: {UNDEFINED}")
-        except (ipaddress.AddressValueError, ipaddress.NetmaskValueError, AssertionError):
+        except (ipaddress.AddressValueError, ipaddress.NetmaskValueError):
             raise _problems(f"ipconfig.{key}: invalid format - value does not look like a valid address\n") from None
 
 
@@ -248,7 +247,6 @@ HOT = re.compile(
     r"autostart|balloon|cpulimit|cpuunits|description|freeze|hookscript|hotplug|lock|migrate_\w+|name|net\d+|onboot"
     r"|protection|shares|startup|tags|unused\d+|vmstatestorage|ipconfig\d+|ci\w+|nameserver|searchdomain|sshkeys"
 )
-#: A disk can be added to or taken from a running guest of Proxmox; not from the lab's.
 INTEGERS = {name for name, param in OPTIONS.items() if param.type in ("integer", "boolean")}
 
 
@@ -270,6 +268,3 @@ def shown(section: Section) -> dict[str, object]:
     if "cipassword" in found:
         found["cipassword"] = "**********"
     return found
-
-
-__all__ = ["INTEGER", "NUMBERED", "OPTIONS", "schema"]
