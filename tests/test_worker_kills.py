@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from typing import Any
@@ -22,7 +24,7 @@ class Aids:
         self.port = site.lab_port
         self.context = ssl.create_default_context(cafile=self.folder / "ca.pem")
 
-    def ask(self, method: str, what: str, **body: Any) -> Any:
+    def ask(self, method: str, what: str, /, **body: Any) -> Any:
         request = urllib.request.Request(
             f"https://127.0.0.1:{self.port}/lab/{what}",
             method=method,
@@ -34,6 +36,17 @@ class Aids:
         )
         with urllib.request.urlopen(request, context=self.context, timeout=10) as answer:
             return json.load(answer)
+
+    def make_pool(self, name: str) -> None:
+        """The pool that the inventory names, where the lab has not made it by itself."""
+        credentials = [(self.folder / f"token-{part}").read_text().strip() for part in ("id", "secret")]
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}/api2/json/pools",
+            data=f"poolid={name}".encode(),
+            headers={"Authorization": "PVEAPIToken=" + "=".join(credentials)},
+        )
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(request, context=self.context, timeout=10).close()
 
     def tasks(self, vm_id: int) -> Counter:
         return Counter(task["type"] for task in self.ask("GET", "tasks") if str(task["id"]) == str(vm_id))
@@ -88,6 +101,7 @@ def operation(site: Any, machine: str, kind: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def site(null_site: Any) -> Any:
+    Aids(null_site).make_pool("autovibe")
     null_site.autovibe("template", "build", "--null")
     null_site.autovibe("project", "create", "kills", "--budget", "5")
     return null_site
@@ -116,12 +130,9 @@ def test_a_spawn_goes_on_after_the_worker_was_killed(site: Any, aids: Aids, held
     done = operation(site, made["uuid"], "spawn")
     assert (done["status"], done["attempts"]) == ("succeeded", 2), done
     assert aids.vms(made["uuid"]) == [made["vm_id"]]
-    tasks = aids.tasks(made["vm_id"])
-    assert (tasks["qmclone"], tasks["qmstart"]) == (0, 1) or (tasks["qmclone"], tasks["qmstart"]) == (1, 1), tasks
+    assert aids.tasks(made["vm_id"])["qmstart"] == 1
     template = site.json("template", "list")[0]["vm_id"]
-    clones = [task for task in aids.ask("GET", "tasks") if task["type"] == "qmclone"]
-    own = [task for task in aids.ask("GET", "calls") if task["path"] == f"/nodes/pve1/qemu/{template}/clone"]
-    assert len(clones) == len(own), "a clone was asked for twice"
+    assert aids.tasks(template)["qmclone"] == len(site.json("machine", "list", "--all")), "a clone was made twice"
 
 
 def test_a_checkpoint_goes_on_after_the_worker_was_killed(site: Any, aids: Aids, machine: dict[str, Any]) -> None:

@@ -57,12 +57,13 @@ class Outcome:
 
 
 class Run:
-    """One run. `prepare`, then `execute` once, then `clean`."""
+    """One run of a playbook, given by its name in `playbooks/` or its path. `prepare`, `execute` once, `clean`."""
 
-    def __init__(self, settings: Settings, run_uuid: UUID, playbook: str) -> None:
+    def __init__(self, settings: Settings, run_uuid: UUID, playbook: str | Path) -> None:
         self.settings = settings
         self.uuid = run_uuid
-        self.playbook = settings.project_root / "playbooks" / f"{playbook}.yml"
+        named = settings.project_root / "playbooks" / f"{playbook}.yml"
+        self.playbook = playbook if isinstance(playbook, Path) else named
         self.site_inventory = settings.inventory
         self.folder = folder_of(settings, run_uuid)
         self.cancelled = False

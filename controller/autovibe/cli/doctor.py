@@ -1,0 +1,34 @@
+"""`autovibe doctor`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from autovibe.cli.common import EXIT_FAILED, console, json_option, output, settings
+
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗", "red")}
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what is missing, what cannot be reached, and what to do; fails when something needed is missing."""
+    from rich.text import Text
+
+    from autovibe.doctor import examine
+
+    findings, out = [], console()
+    for finding in examine(settings()):
+        findings.append(finding)
+        if not as_json:
+            mark, colour = _MARKS[finding.state]
+            line = Text.assemble((mark, colour), f" {finding.name:<13} {finding.message}")
+            if finding.hint:
+                line.append(f"  → {finding.hint}", style="bold")
+            out.print(line)
+    if as_json:
+        output([finding.as_dict() for finding in findings], True)
+    if any(finding.state == "missing" for finding in findings):
+        sys.exit(EXIT_FAILED)
