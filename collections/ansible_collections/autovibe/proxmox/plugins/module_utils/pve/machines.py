@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from .client import waits
-from .config import DNS_LABEL, Wanted, desired, differences, parse_net, view
+from .config import DNS_LABEL, Identity, Wanted, desired, differences, parse_net, view
 from .errors import ApiError, NotFound, NotPossible, PveError
 from .node import Node, Seen, Source
 
@@ -211,9 +211,12 @@ class _Run:
     def step(self) -> Seen:
         self.passes += 1
         seen = self._existing()
+        fresh = seen is None
         if seen is None:
             seen = self._cloned()
         values = differences(desired(self.wanted, seen.config), seen.config)
+        if fresh and self.wanted.description() is None and Identity.parse(seen.config.get("description")):
+            values["delete"] = "description"  # inherited from the source: this VM is not the one it names
         if values:
             self.machines.set_config(seen.vmid, values)
             # A NIC without a given MAC gets one from Proxmox VE: only then is there something new to read.
