@@ -29,7 +29,7 @@ def write_secret(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _kept(path: Path) -> str:
+def kept(path: Path) -> str:
     """The secret of this file, made at first use."""
     if not path.exists():
         write_secret(path, secrets.token_hex(24))
@@ -49,7 +49,7 @@ class Secrets:
     def load(cls, state: Path) -> Secrets:
         (state / "token-id").write_text(TOKEN_ID)
         names = ("root-password", "token-secret", "lab-token", "auth-key")
-        return cls(*(_kept(state / name) for name in names))
+        return cls(*(kept(state / name) for name in names))
 
 
 class Refused(Exception):

@@ -103,7 +103,7 @@ def down(state: Path | None = None, *, keep: bool = False) -> bool:
             _end(pid)
         _end_guests(paths)
         shutil.rmtree(paths.run, ignore_errors=True)
-        for name in ("endpoint.json", "port"):
+        for name in ("endpoint.json", "port", "model-port"):
             (state / name).unlink(missing_ok=True)
         if not keep:
             shutil.rmtree(state)
@@ -229,7 +229,7 @@ def _alone(state: Path) -> Iterator[None]:
 
 
 def _start(state: Path, settings: list[str]) -> dict:
-    for name in ("endpoint.json", "port"):
+    for name in ("endpoint.json", "port", "model-port"):
         (state / name).unlink(missing_ok=True)
     log = state / "daemon.log"
     with log.open("ab") as output:

@@ -18,13 +18,16 @@ from pathlib import Path
 from aiohttp import web
 
 from autovibe_lab import tls
-from autovibe_lab.auth import Secrets
+from autovibe_lab.auth import Secrets, kept
+from autovibe_lab.model import server as model
 from autovibe_lab.node import Node
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.server import Server
 
 HOST = "127.0.0.1"
 DEFAULT_PORT, DEFAULT_HUB_PORT = 18006, 18000
+#: What a site's admin has made before autovibe comes: the pool that its token may use.
+POOL = "autovibe"
 
 
 @dataclass
@@ -57,11 +60,19 @@ class Lab:
         tls.make(settings.state, self.node.name)
         self.server = Server(self.node, self.secrets)
         self.runner = web.AppRunner(self.server.application(), access_log=None, shutdown_timeout=1)
+        self.model = web.AppRunner(
+            model.create_app(kept(settings.state / "model-key"), bill_file=settings.state / "model-bill.jsonl"),
+            access_log=None,
+            shutdown_timeout=1,
+        )
         self.port = settings.port
 
     async def start(self) -> None:
         """Listen (port 0: any that is free), adopt what runs, then say so in `endpoint.json`."""
         await self.node.adopt()
+        if POOL not in self.node.pools.all:
+            self.node.pools.create(POOL, "The machines of autovibe")
+        await self._start_model()
         await self.runner.setup()
         site = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
         await site.start()
@@ -71,9 +82,16 @@ class Lab:
         _write(self.paths.state / "port", str(self.port))
         _write(self.paths.state / "endpoint.json", json.dumps(endpoint))
 
+    async def _start_model(self) -> None:
+        """The demo model, on any free port: for a hub that has no provider's key."""
+        await self.model.setup()
+        await web.TCPSite(self.model, HOST, 0, backlog=1024).start()
+        _write(self.paths.state / "model-port", f"{self.model.addresses[0][1]}\n")
+
     async def close(self) -> None:
         """Stop answering. Guests go on running; who wants them gone has stopped them before."""
         await self.node.close()
+        await self.model.cleanup()
         await self.runner.cleanup()
 
 
