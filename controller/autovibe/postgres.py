@@ -247,6 +247,7 @@ def server(settings: Settings) -> Server:
     """These settings' server, wherever its data stand; its folder is made, nothing is started."""
     account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     settings.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    find_programs(settings)  # before a folder is made for nothing
     base = _base(settings, account)
     programs = find_programs(settings, _data_version(base))
     if account is not None and not _can_run(account, programs):
@@ -313,22 +314,27 @@ def _packaged_major(folder: Path) -> int:
 
 
 def _copy_programs(programs: Path, base: Path) -> Path:
+    """Copy the programs to where the server's user can run them, with the libraries that stand beside the package."""
     source = programs.parent
-    copy = base / "programs" / source.name
-    if not copy.exists():
-        half = copy.with_name(f".{source.name}.{os.getpid()}")
-        half.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    package = source.parent
+    folders = [source, package.with_name(f"{package.name}.libs")]
+    copies = base / "programs"
+    for folder in (folder for folder in folders if folder.exists()):
+        copy = copies / folder.relative_to(package.parent)
+        if copy.exists():
+            continue
+        half = copies / f".{folder.name}.{os.getpid()}"
+        copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        shutil.copytree(folder, half, symlinks=True, ignore=shutil.ignore_patterns("include", "pgxs"))
+        with contextlib.suppress(OSError):
+            half.rename(copy)  # or another process was first
         shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(source, half, symlinks=True, ignore=shutil.ignore_patterns("include", "pgxs"))
-        with contextlib.suppress(FileExistsError, OSError):
-            half.rename(copy)
-        shutil.rmtree(half, ignore_errors=True)
-        log.warning("PostgreSQL's programs are copied to %s: user nobody cannot get to %s.", copy, source)
-    return copy / "bin"
+        log.warning("PostgreSQL's programs are copied to %s: user nobody cannot get to %s.", copy, folder)
+    return copies / source.relative_to(package.parent) / "bin"
 
 
 def _can_run(account: pwd.struct_passwd, programs: Path) -> bool:
-    return _run_as(account, [str(programs / "postgres"), "--version"]).returncode == 0
+    return _run_as(account, [str(programs / "initdb"), "--version"]).returncode == 0
 
 
 def _run_as(account: pwd.struct_passwd | None, command: list[str]) -> subprocess.CompletedProcess[str]:

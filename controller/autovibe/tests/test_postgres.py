@@ -133,6 +133,20 @@ def test_a_long_path_still_has_a_socket():
         shutil.rmtree(parent)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives the server to another user")
+def test_programs_that_the_user_cannot_get_to_are_copied(state, tmp_path):
+    """As with a virtual environment under /root."""
+    package = postgres.find_programs(state).parent.parent
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("include"))
+    hidden = tmp_path / package.name / "pginstall18" / "bin"
+    tmp_path.chmod(0o700)
+    settings = Settings(state_dir=state.state_dir, postgres_bin=hidden)
+    connect(postgres.ensure_running(settings))
+    assert postgres.server(settings).bin.is_relative_to(postgres.SYSTEM_FOLDER)
+    assert postgres.stop(settings)
+
+
 def test_programs_that_are_not_there_are_one_line(tmp_path):
     with pytest.raises(postgres.PostgresMissing, match="AUTOVIBE_POSTGRES_BIN names"):
         postgres.ensure_running(Settings(state_dir=tmp_path / "s", postgres_bin=tmp_path))
