@@ -26,6 +26,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,10 +58,9 @@ PROGRAMS = {
     "qemu-img": "qemu-utils",
     "lz4": "lz4",
     "npm": "npm",
-    "tar": "tar",
 }
 SOURCES = Path(__file__).parent / "image"
-#: Ownership of everything on the disk but the agent's own.
+#: The user that agents work as.
 HOOK = 'chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash agent'
 
 Progress = Callable[[str], None]
@@ -91,7 +91,9 @@ def build(progress: Progress = lambda text: None, cache: Path | None = None) -> 
             _preflight(cache)
             work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
             try:
-                rootfs, claude = _rootfs(cache, work, progress), _claude(cache, work, progress)
+                with ThreadPoolExecutor() as pool:
+                    parts = [pool.submit(part, cache, work, progress) for part in (_rootfs, _claude)]
+                rootfs, claude = (part.result() for part in parts)
                 progress("making the disk")
                 _assemble(rootfs, claude, work)
                 (work / "image").rename(target)

@@ -17,7 +17,12 @@ from autovibe_lab.paths import LabPaths, Network
 GUEST_NETWORK, GUEST_HOST, HUB_ADDRESS, HUB_PORT = "192.168.100.0/24", "192.168.100.1", "192.168.100.2", 8000
 
 #: The kernel stays silent: our init has a console of its own.
-KERNEL_PARAMETERS = "console=null quiet loglevel=0 panic=-1 random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=0 audit=0 ipv6.disable=1"
+KERNEL_PARAMETERS = " ".join(
+    [
+        "console=null quiet loglevel=0 8250.nr_uarts=0 panic=-1",
+        "random.trust_cpu=on cryptomgr.notests audit=0 ipv6.disable=1",
+    ]
+)
 #: What makes a boot without KVM fast.
 TCG_PARAMETERS = "lpj=4000000 no_timer_check tsc=reliable mitigations=off nokaslr"
 #: With one processor there is no APIC, so PCI interrupts are plain ones: as the firmware has routed them, because ACPI
@@ -152,8 +157,8 @@ def _drive(drive: Drive) -> list[str]:
 def _network(key: str, value: str, lab: LabPaths, network: Network, restrict: bool) -> list[str]:
     """User networking, closed but for the hub: QEMU starts one relay per connection, which ends with it."""
     mark = shlex.quote(f"-lp{lab.run}")  # so that a relay can be told from others' after a crash
-    # -t: while one side has closed, the other may go on; nodelay: a stream's events go out at once.
-    relay = f"socat {mark} -lf/dev/null -t86400 STDIO TCP4:127.0.0.1:{network.hub_port},nodelay"
+    # -t and shut-down: each side may close its half and still hear the other; nodelay: events go out at once.
+    relay = f"socat {mark} -lf/dev/null -t86400 FD:0,shut-down TCP4:127.0.0.1:{network.hub_port},nodelay"
     netdev = [f"user,id={key},ipv6=off,net={GUEST_NETWORK},host={GUEST_HOST},restrict={'on' if restrict else 'off'}"]
     netdev += [f"guestfwd=tcp:{HUB_ADDRESS}:{HUB_PORT}-cmd:{_escaped(relay)}"]
     mac = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", value)
