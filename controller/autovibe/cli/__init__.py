@@ -14,14 +14,17 @@ from autovibe.cli.common import run
 # name -> (module:attribute, the line that --help shows)
 COMMANDS = {
     "vibe": ("autovibe.cli.vibe:vibe", "Show a whole machine's life, from nothing, on this computer."),
-    "up": ("autovibe.cli.up:up", "Start the hub: API, worker and scheduler."),
-    "down": ("autovibe.cli.up:down", "Stop the hub."),
-    "doctor": ("autovibe.cli.doctor:doctor", "Say what is missing and what cannot be reached."),
+    "up": ("autovibe.cli.up:up", "Start the hub: database, API, worker and scheduler."),
+    "down": ("autovibe.cli.up:down", "Stop the hub and its embedded database; nothing of it is left running."),
+    "doctor": (
+        "autovibe.cli.doctor:doctor",
+        "Say what is missing, what cannot be reached, and what to do; fails when something needed is missing.",
+    ),
     "project": ("autovibe.cli.project:project", "Projects: what owns machines, budgets and checkpoints."),
     "machine": ("autovibe.cli.machine:machine", "Machines: one VM, one agent, one prompt."),
     "checkpoint": ("autovibe.cli.checkpoint:checkpoint", "Checkpoints: what a machine can start from."),
     "template": ("autovibe.cli.template:template", "Templates: what the first machine is cloned from."),
-    "usage": ("autovibe.cli.usage:usage", "What was used, and what it cost."),
+    "usage": ("autovibe.cli.usage:usage", "Show what was used and what it cost, in PROJECT or in all projects."),
     "db": ("autovibe.cli.db:db", "The database: migrate, back up, restore."),
 }
 

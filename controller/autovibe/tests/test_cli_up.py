@@ -1,0 +1,133 @@
+"""`autovibe up` and `down`: one hub for a state folder, everything stops together, a crash is mended."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from autovibe import postgres, supervise
+from autovibe.settings import Settings
+
+AUTOVIBE = str(Path(sys.executable).parent / "autovibe")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Hub:
+    def __init__(self, folder):
+        self.port = free_port()
+        self.settings = Settings(state_dir=folder / "state", hub_port=self.port)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AUTOVIBE_")}
+        self.environment = {
+            **kept,
+            "AUTOVIBE_STATE_DIR": str(self.settings.state_dir),
+            "AUTOVIBE_HUB_PORT": str(self.port),
+            "AUTOVIBE_ANTHROPIC_API_KEY": "sk-planted",
+        }
+
+    def run(self, *arguments):
+        return subprocess.run([AUTOVIBE, *arguments], env=self.environment, capture_output=True, text=True, check=False)
+
+    def up(self):
+        done = self.run("up", "--detach", "--json")
+        assert done.returncode == 0, done.stderr
+        return psutil.Process(json.loads(done.stdout)["pid"])
+
+    def processes(self):
+        """All that works on this state folder."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process):
+        try:
+            said = process.environ().get("AUTOVIBE_STATE_DIR") == str(self.settings.state_dir)
+            return said and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+
+@pytest.fixture
+def hub():
+    folder = Path(tempfile.mkdtemp(prefix="autovibe-test-up-"))
+    folder.chmod(0o711)
+    hub = Hub(folder)
+    yield hub
+    hub.run("down")
+    left = [process.cmdline() for process in hub.processes()]
+    postgres.remove(hub.settings)
+    shutil.rmtree(folder)
+    assert left == []
+
+
+def wait_for(condition, what, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+def child(process, name):
+    return next((one for one in process.children() if f"autovibe.{name}" in one.cmdline()), None)
+
+
+def test_up_answers_and_down_leaves_nothing(hub):
+    process = hub.up()
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=5):
+        pass
+    again = hub.run("up", "--detach")
+    assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
+    assert f"already up (pid {process.pid}" in again.stderr
+    for name in ("worker", "scheduler"):
+        assert "sk-planted" not in " ".join(child(process, name).environ().values())
+    assert "The hub is down" in hub.run("down").stdout
+    assert hub.processes() == []
+    assert not postgres.is_running(hub.settings)
+    assert "was not up" in hub.run("down").stdout
+
+
+def test_a_crashed_child_is_started_again(hub):
+    process = hub.up()
+    for name in ("worker", "api"):
+        victim = child(process, name)
+        victim.kill()
+        wait_for(lambda v=victim, n=name: child(process, n) not in (None, v), f"another {name}")
+
+
+def test_the_children_die_with_the_supervisor(hub):
+    process = hub.up()
+    children = process.children()
+    process.kill()
+    psutil.wait_procs(children, timeout=30)
+    wait_for(lambda: not any("-m" in one.cmdline() for one in hub.processes()), "the end of the children")
+    assert supervise.status(hub.settings) is None
+
+
+def test_a_port_that_is_taken_is_one_clear_line(hub):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", hub.port))
+        other.listen()
+        done = hub.run("up", "--detach")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"Port {hub.port} on 127.0.0.1 cannot be used: address already in use" in done.stderr
+    assert hub.processes() == []
+
+
+def test_ctrl_c_stops_the_hub_in_the_foreground(hub):
+    process = subprocess.Popen(
+        [AUTOVIBE, "up"], env=hub.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert "The hub is up" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+    assert hub.processes() == []
