@@ -46,7 +46,7 @@ def backup(settings: Settings, file: Path) -> int:
     if not file.parent.is_dir():
         raise BackupFailed(f"There is no folder {file.parent}", "")
     half = file.with_name(f".{file.name}.{os.getpid()}")
-    with _client(settings) as (programs, dsn, environment):
+    with client(settings) as (programs, dsn, environment):
         # pg_dump writes what it is given: the file is made by us, readable by its owner only.
         with open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
             command = [programs / "pg_dump", "--format=custom", "--no-owner", "--no-privileges", f"--dbname={dsn}"]
@@ -82,7 +82,7 @@ def restore(settings: Settings, file: Path, *, force: bool = False) -> str | Non
 
 
 def _load(settings: Settings, file: Path, version: int) -> None:
-    with _client(settings) as (programs, dsn, environment), tempfile.TemporaryDirectory() as folder:
+    with client(settings) as (programs, dsn, environment), tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "restore.sql"
         command = [programs / "pg_restore", "--no-owner", "--no-privileges", f"--file={script}", file]
         read = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -105,7 +105,7 @@ def _without_unknown(script: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _client(settings: Settings) -> Iterator[tuple[Path, str, dict[str, str]]]:
+def client(settings: Settings) -> Iterator[tuple[Path, str, dict[str, str]]]:
     """The programs' folder, a DSN without its password, and an environment that names a 0600 file with it."""
     where = sa.make_url(db.url(settings))
     parts = {"host": where.host, "port": where.port, "user": where.username, "dbname": where.database, **where.query}

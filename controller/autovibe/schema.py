@@ -26,7 +26,7 @@ def dump(settings: Settings) -> str:
 
     The ledger's months are left out: `ensure_usage_partitions` makes them as time goes by.
     """
-    with backup._client(settings) as (programs, dsn, environment):
+    with backup.client(settings) as (programs, dsn, environment):
         flags = ["--schema-only", "--no-owner", "--no-privileges", "--exclude-table=resource_usage_2*"]
         command = [programs / "pg_dump", *flags, f"--dbname={dsn}"]
         text = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout

@@ -1,5 +1,6 @@
 """The schema keeps the rules, on both versions of PostgreSQL; its classes and its dump say the same."""
 
+import select
 import threading
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -154,7 +155,9 @@ def test_a_new_operation_wakes_who_listens(any_settings):
         listener.cursor().execute("LISTEN autovibe_operations")
         with db.session_scope(any_settings) as session:
             session.add(Operation(kind="template"))
-        listener.poll()
+        while not listener.notifies:
+            assert select.select([listener], [], [], 30)[0], "nobody was woken"
+            listener.poll()
         assert [notice.payload for notice in listener.notifies] == ["template"]
     finally:
         listener.close()
