@@ -38,7 +38,7 @@ bench: setup ## Print how long spawns take beside the bare API calls
 	@$(BIN)/python tests/bench/spawn.py
 
 schema: setup ## Write schema/schema.sql anew from the migrations
-	@$(BIN)/autovibe db schema > schema/schema.sql
+	@$(BIN)/python -m autovibe.schema
 
 clean: ## Stop everything of this checkout and remove its state
 	@[ ! -x $(BIN)/autovibe ] || { $(BIN)/autovibe down; $(BIN)/autovibe lab down; } 2>/dev/null; rm -rf .autovibe .pytest_cache .ruff_cache .hypothesis

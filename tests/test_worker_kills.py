@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import ssl
 import time
-import urllib.error
 import urllib.request
 from collections import Counter
 from typing import Any
@@ -36,17 +34,6 @@ class Aids:
         )
         with urllib.request.urlopen(request, context=self.context, timeout=10) as answer:
             return json.load(answer)
-
-    def make_pool(self, name: str) -> None:
-        """The pool that the inventory names, where the lab has not made it by itself."""
-        credentials = [(self.folder / f"token-{part}").read_text().strip() for part in ("id", "secret")]
-        request = urllib.request.Request(
-            f"https://127.0.0.1:{self.port}/api2/json/pools",
-            data=f"poolid={name}".encode(),
-            headers={"Authorization": "PVEAPIToken=" + "=".join(credentials)},
-        )
-        with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(request, context=self.context, timeout=10).close()
 
     def tasks(self, vm_id: int) -> Counter:
         return Counter(task["type"] for task in self.ask("GET", "tasks") if str(task["id"]) == str(vm_id))
@@ -101,7 +88,6 @@ def operation(site: Any, machine: str, kind: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def site(null_site: Any) -> Any:
-    Aids(null_site).make_pool("autovibe")
     null_site.autovibe("template", "build", "--null")
     null_site.autovibe("project", "create", "kills", "--budget", "5")
     return null_site

@@ -58,11 +58,11 @@ class NotReady(AutovibeError):
 
 @dataclass
 class Child:
-    """One process of the hub and how often it has failed in a row."""
+    """One process of the hub and how often it has failed in a row. `later`: only once the API answers."""
 
     name: str
     module: str
-    arguments: tuple[str, ...] = ()
+    later: bool = False
     process: subprocess.Popen | None = None
     started: float = 0.0
     failures: int = 0
@@ -70,8 +70,12 @@ class Child:
 
 
 def children() -> list[Child]:
-    """The API first: everything else may start while it does."""
-    return [Child("api", "autovibe.api"), Child("worker", "autovibe.worker"), Child("scheduler", "autovibe.scheduler")]
+    """The API and the worker at once; the scheduler's work can wait until the processors are free."""
+    return [
+        Child("api", "autovibe.api"),
+        Child("worker", "autovibe.worker"),
+        Child("scheduler", "autovibe.scheduler", later=True),
+    ]
 
 
 class Supervisor:
@@ -86,15 +90,21 @@ class Supervisor:
         """Until SIGTERM or SIGINT. `on_ready` is called once, when the API answers."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            for child in self.members:
-                self._start(child)
             ready = False
+            for child in self.members:
+                if child.later:
+                    child.due = float("inf")
+                else:
+                    self._start(child)
             while not self._stopping:
                 self._wait(0.05 if not ready else self._pause())
                 self._restart_the_dead()
                 if not ready and self._answers():
                     ready = True
                     on_ready()
+                    for child in self.members:
+                        child.due = 0.0 if child.later else child.due
+                    self._restart_the_dead()
         finally:
             self._stop_all()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -127,7 +137,7 @@ class Supervisor:
         descriptor = os.open(folder / f"{child.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             child.process = subprocess.Popen(
-                [sys.executable, "-m", child.module, *child.arguments],
+                [sys.executable, "-m", child.module],
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
@@ -361,6 +371,7 @@ def private_folder(path: Path) -> Path:
 def log_to_stderr() -> None:
     """What each process of the hub writes to its log file."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def _follow_parent(parent: int) -> Callable[[], None]:

@@ -1,5 +1,6 @@
 """`autovibe up` and `down`: one hub for a state folder, everything stops together, a crash is mended."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,7 +79,11 @@ def wait_for(condition, what, seconds=30):
 
 
 def child(process, name):
-    return next((one for one in process.children() if f"autovibe.{name}" in one.cmdline()), None)
+    for one in process.children():
+        with contextlib.suppress(psutil.Error):  # it may be ending
+            if f"autovibe.{name}" in one.cmdline():
+                return one
+    return None
 
 
 def test_up_answers_and_down_leaves_nothing(hub):
@@ -89,6 +94,7 @@ def test_up_answers_and_down_leaves_nothing(hub):
     assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
     assert f"already up (pid {process.pid}" in again.stderr
     for name in ("worker", "scheduler"):
+        wait_for(lambda n=name: child(process, n), f"the {name}")
         assert "sk-planted" not in " ".join(child(process, name).environ().values())
     assert "The hub is down" in hub.run("down").stdout
     assert hub.processes() == []
