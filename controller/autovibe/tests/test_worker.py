@@ -1,0 +1,212 @@
+"""The worker: runs what waits, records what Ansible says, and lets no secret into a run."""
+
+import json
+import os
+import threading
+import time
+from uuid import uuid4
+
+import pytest
+from autovibe import db, machines, operations, processes, runner, worker
+from autovibe.models import Machine, Operation, Project, Run, TaskResult
+from autovibe.recorder import Recorder, censored, failure
+from autovibe.tests import world
+
+INVENTORY = "all:\n  hosts:\n    localhost:\n      ansible_connection: local\n"
+PLAY = """
+- hosts: machines
+  gather_facts: false
+  connection: local
+  strategy: ansible.builtin.host_pinned
+  tasks:
+    - name: Do it
+      ansible.builtin.{task}
+"""
+
+
+def wait_for(condition, what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def site(settings, tmp_path):
+    """Settings whose project is a folder with one playbook, which `playbook(text)` writes."""
+    settings.project_root, settings.state_dir = tmp_path / "project", tmp_path / "state"
+    settings.inventory = settings.project_root / "inventory.yml"
+    (settings.project_root / "playbooks").mkdir(parents=True)
+    (settings.project_root / "ansible.cfg").write_text("[defaults]\nretry_files_enabled = False\n")
+    settings.inventory.write_text(INVENTORY)
+    return settings
+
+
+def playbook(site, text, name="spawn"):
+    (site.project_root / "playbooks" / f"{name}.yml").write_text(text)
+
+
+@pytest.fixture
+def machine(site):
+    with db.session_scope(site) as session:
+        world.template(session)
+        return machines.spawn(session, site, project=world.project(session), prompt="x")
+
+
+@pytest.fixture
+def working(site):
+    """A worker in a thread of this process."""
+    one = worker.Worker(site)
+    thread = threading.Thread(target=one.run)
+    thread.start()
+    yield one
+    one.stop()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ended(site, machine, kind="spawn"):
+    with db.session_scope(site) as session:
+        found = session.query(Operation).filter_by(machine_uuid=machine.uuid, kind=kind).one()
+        return found if found.status in ("succeeded", "failed") else None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- hosts: [", "Ansible ended with 4"),
+        (PLAY.format(task="fail: {msg: no disk space}"), "no disk space"),
+        (PLAY.format(task="debug: {msg: fine}"), "ended without a result `machine`"),
+    ],
+)
+def test_a_run_that_fails_ends_its_operations_with_a_reason(site, machine, working, text, says):
+    playbook(site, text)
+    done = wait_for(lambda: ended(site, machine), "the end")
+    assert done.status == "failed"
+    assert says in done.error
+    assert "\n" not in done.error
+    with db.session_scope(site) as session:
+        assert session.get_one(Machine, machine.uuid).outcome == "failed"
+
+    def run_has_ended():
+        with db.session_scope(site) as session:
+            return session.get_one(Run, done.run_uuid).status != "running"
+
+    wait_for(run_has_ended, "the run's end")
+
+
+def test_a_playbook_or_an_inventory_that_is_missing_is_said(site, machine, working):
+    done = wait_for(lambda: ended(site, machine), "the end")
+    assert "There is no playbook" in done.error
+
+
+def test_a_run_sees_no_secret(site, tmp_path, monkeypatch):
+    planted = f"planted-{uuid4().hex}"
+    for name in (
+        "ANTHROPIC_API_KEY",
+        "AUTOVIBE_DATABASE_URL",
+        "PROXMOX_PASSWORD",
+        "ANSIBLE_VAULT_PASSWORD",
+        "SOMETHING",
+    ):
+        monkeypatch.setenv(name, planted)
+    playbook(site, PLAY.format(task="debug: {msg: fine}"))
+    run = runner.Run(site, uuid4(), "spawn")
+    run.prepare()
+    secret = run.secret_path(uuid4())
+    secret.write_text("one-time token")
+    run.write_inventory([runner.Host(uuid4(), {"machine_name": "a"})])
+    seen = []
+    assert run.execute(seen.append).rc == 0
+    run.clean()
+    assert [event for event in seen if event["event"] == "runner_on_ok"]
+    assert run.folder.stat().st_mode & 0o777 == 0o700
+    assert not secret.exists()
+    texts = {path: path.read_text(errors="replace") for path in run.folder.rglob("*") if path.is_file()}
+    assert any(path.name == "command" for path in texts)
+    assert [path for path, text in texts.items() if planted in text] == []
+    assert processes.of_run(run.uuid) == []
+
+
+def test_only_what_a_run_needs_passes():
+    given = {"PATH": "p", "LC_ALL": "C", "AUTOVIBE_RUN": "r", "AUTOVIBE_STATE_DIR": "s", "ANSIBLE_CONFIG": "c"}
+    secret = {"ANSIBLE_BECOME_PASSWORD": "x", "MY_TOKEN": "x", "AUTOVIBE_DATABASE_URL": "x", "EDITOR": "vi"}
+    assert runner.allowed(given | secret) == given
+
+
+def test_results_are_kept_without_secrets():
+    given = {
+        "msg": "fine",
+        "api_token_secret": "x",
+        "invocation": {"module_args": {"password": "x"}},
+        "_ansible_no_log": False,
+        "nested": [{"password": "x", "path": "/a\0b", "token_file": "/t"}],
+        "long": "y" * 10_000,
+    }
+    kept = censored(given)
+    assert kept["api_token_secret"] == "(hidden)"
+    assert kept["nested"] == [{"password": "(hidden)", "path": "/ab", "token_file": "/t"}]
+    assert set(kept) == {"msg", "api_token_secret", "nested", "long"}
+    assert len(kept["long"]) < 5000
+    assert "x" not in json.dumps([kept["api_token_secret"], kept["nested"]]).replace("hidden", "")
+
+
+def test_a_failure_keeps_the_task_logs_tail_and_its_class():
+    result = {"msg": "Clone failed.", "error_class": "TaskFailed", "task_log": ["a", "b"]}
+    said = failure("runner_on_failed", {"task": "Clone", "res": result})
+    assert said == {
+        "error": "Clone failed.",
+        "error_class": "TaskFailed",
+        "result": {"task": "Clone", "task_log": ["a", "b"]},
+    }
+
+
+def test_an_operation_ends_with_its_host_not_with_the_run(site, machine):
+    """The fast machine of a run is recorded while the slow one still works."""
+    with db.session_scope(site) as session:
+        slow = machines.spawn(session, site, project=session.query(Project).one(), prompt="y")
+        fast_operation, slow_operation = world.claim(session)
+    run_uuid = fast_operation.run_uuid
+    recorder = Recorder(site, lambda _: None)
+    recorder.begin(run_uuid, {str(one.uuid): ("machine", "machine") for one in (fast_operation, slow_operation)})
+    recorder.start()
+    result = {"changed": True, "machine": {"vm_id": machine.vm_id, "node": "pve1"}}
+    data = {"host": str(fast_operation.uuid), "task": "Clone", "resolved_action": "autovibe.proxmox.machine"}
+    recorder.event(run_uuid, {"event": "runner_on_ok", "event_data": {**data, "res": result}})
+    assert wait_for(lambda: ended(site, machine), "the fast one").status == "succeeded"
+    assert ended(site, slow) is None
+    recorder.ended(run_uuid, runner.Outcome("canceled", 254))
+    wait_for(lambda: run_uuid not in recorder.runs, "the run's end")
+    recorder.close()
+    with db.session_scope(site) as session:
+        again = session.get_one(Operation, slow_operation.uuid)
+        assert (again.status, again.attempts) == ("queued", 1)
+        assert session.query(TaskResult).filter_by(run_uuid=run_uuid).count() == 1
+
+
+def test_a_dead_workers_operations_are_taken_over(site, machine):
+    dead = f"{processes.host_id()}/{os.getpid()}/1.0"  # this pid, but another process
+    with db.session_scope(site) as session:
+        run = operations.claim(
+            session, dead, processes.host_id().split("/")[0], kinds=operations.KINDS, limit=1, lease=world.LEASE
+        )
+    one = worker.Worker(site)
+    one._recover()
+    with db.session_scope(site) as session:
+        (operation,) = operations.pending(session, machine.uuid)
+        assert (operation.status, operation.attempts) == ("queued", 1)
+        assert session.get_one(Run, run.uuid).status == "lost"
+
+
+def test_a_living_workers_operations_and_another_hosts_are_left_alone(site, machine):
+    for owner in (worker.worker_id(), "elsewhere/boot/1/1.0", "nonsense"):
+        assert not worker.is_dead(owner)
+    with db.session_scope(site) as session:
+        operations.claim(
+            session, worker.worker_id(), processes.host_id().split("/")[0],
+            kinds=operations.KINDS, limit=1, lease=world.LEASE,
+        )  # fmt: skip
+    worker.Worker(site)._recover()
+    with db.session_scope(site) as session:
+        assert operations.pending(session, machine.uuid)[0].status == "running"
