@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import Site, running_site  # noqa: E402
 from proxmoxer import ProxmoxAPI  # noqa: E402
+from sites import Site, running_site  # noqa: E402
 
 #: A small node does about this many things at once; the collection keeps to it too.
 AT_ONCE = 4

@@ -1,0 +1,102 @@
+"""A whole site for tests that span rooms: a lab and, on it, a hub, each in a state folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BINARIES = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Site:
+    """One state folder, its ports, and the `autovibe` command on it."""
+
+    def __init__(self, state: Path, environment: dict[str, str] | None = None) -> None:
+        self.state = state
+        self.hub_port = free_port()
+        self.lab_port = free_port()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOVIBE_", "ANTHROPIC"))}
+        self.environment = {
+            **kept,
+            "AUTOVIBE_STATE_DIR": str(state),
+            "AUTOVIBE_HUB_PORT": str(self.hub_port),
+            "PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}",
+            **(environment or {}),
+        }
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`autovibe …`, whatever comes of it."""
+        environment = {**self.environment, **options.pop("env", {})}
+        return subprocess.run(
+            [str(BINARIES / "autovibe"), *arguments],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            **options,
+        )
+
+    def autovibe(self, *arguments: str, **options: Any) -> str:
+        """What `autovibe …` prints; it has to succeed."""
+        done = self.run(*arguments, **options)
+        assert done.returncode == 0, f"autovibe {' '.join(arguments)}: {done.stdout}\n{done.stderr}\n{self.logs()}"
+        return done.stdout
+
+    def json(self, *arguments: str, **options: Any) -> Any:
+        """What `autovibe … --json` says."""
+        return json.loads(self.autovibe(*arguments, "--json", **options))
+
+    def lab_up(self, *arguments: str) -> None:
+        self.autovibe("lab", "up", "--port", str(self.lab_port), "--hub-port", str(self.hub_port), *arguments)
+
+    def logs(self) -> str:
+        """The tails of the hub's and the lab's logs, for a failure's message."""
+        found = sorted([*self.state.glob("log/*.log"), *self.state.glob("lab/*.log")])
+        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}" for path in found)
+
+    def down(self) -> None:
+        for arguments in (("down",), ("lab", "down")):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.run(*arguments, timeout=120)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from autovibe import postgres, settings; postgres.remove(settings.load_settings())",
+            ],
+            env=self.environment,
+            check=False,
+            capture_output=True,
+        )
+
+
+@contextlib.contextmanager
+def running_site(*lab_arguments: str, environment: dict[str, str] | None = None, hub: bool = True) -> Iterator[Site]:
+    folder = Path(tempfile.mkdtemp(prefix="autovibe-site-"))
+    folder.chmod(0o711)  # the embedded database's user has to get to its own folder in it
+    site = Site(folder / "state", environment)
+    site.state.mkdir(mode=0o711)
+    try:
+        site.lab_up(*lab_arguments)
+        if hub:
+            site.autovibe("up", "--detach")
+        yield site
+    finally:
+        site.down()
+        shutil.rmtree(folder, ignore_errors=True)
