@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import ssl
 import threading
 import time
@@ -16,6 +17,8 @@ CLOCK_TOLERANCE_SECONDS = 60.0
 # X509_V_FLAG_NO_CHECK_TIME; and OpenSSL's codes for "not yet valid" and "has expired".
 NO_CHECK_TIME = 0x200000
 DATE_ERRORS = {9, 10}
+
+log = logging.getLogger(__name__)
 
 
 class HubUnreachable(Exception):
@@ -79,7 +82,9 @@ class Hub:
         while True:
             try:
                 return self.call(method, path, body)
-            except HubUnreachable:
+            except HubUnreachable as error:
+                if delay == BACKOFF_SECONDS[0]:
+                    log.warning("hub does not answer: %s; trying again", error)
                 if end is not None and time.monotonic() + delay > end:
                     raise
             time.sleep(delay)
