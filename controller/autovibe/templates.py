@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from autovibe import operations
 from autovibe.errors import Invalid, NotFound
-from autovibe.models import Operation, Template
+from autovibe.models import Installation, Operation, Template
 from autovibe.settings import Settings
 
 #: What role and lab build by themselves: the guest image, and a guest that is only a record (for tests and benchmarks).
@@ -46,6 +46,7 @@ def ensure(
         return under_way
     found: dict[str, Any] = {
         "template_name": name,
+        "vm_template_installation": str(session.scalars(select(Installation.uuid)).one()),
         "template_disk_source": disk_source or (NULL_DISK if null else GUEST_DISK),
         "template_cores": settings.default_cores,
         "template_memory": settings.default_memory,
