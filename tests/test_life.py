@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import mmap
 import os
@@ -142,7 +143,9 @@ def test_no_secret_is_where_it_should_not_be(site: Site, first: dict[str, Any], 
     for path, content in places.items():
         for name, secret in secrets.items():
             assert secret.encode() not in content, f"{name} stands in {path}"
-    for disk in (site.state / "lab").rglob("*.qcow2"):
+    image = (site.state / "lab" / "import" / "autovibe-guest.qcow2").resolve()
+    for disk in (site.state / "lab" / "images").rglob("*.qcow2"):
+        assert disk.resolve() != image
         for name, secret in secrets.items():
             assert not stands_in(disk, secret.encode()), f"{name} stands in {disk}"
 
@@ -150,6 +153,8 @@ def test_no_secret_is_where_it_should_not_be(site: Site, first: dict[str, Any], 
 def stands_in(disk: Path, secret: bytes) -> bool:
     """Whether the disk holds these bytes. Its clusters are not compressed, and a file begins with a block, so that a
     small one lies in one piece."""
+    if disk.stat().st_size == 0:
+        return False
     with disk.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(secret) >= 0
 
@@ -175,7 +180,9 @@ def planted(site: Site) -> dict[str, str]:
         "the user's key": USERS_KEY,
         "the Proxmox token": (site.state / "lab" / "token-secret").read_text().strip(),
         "the database's password": password.group(1),
-        "another machine's token": machine_token(site),
+        "another machine's one-time token": enrol_token(site),
+        # Whichever machine's: all of them begin with this header.
+        "a machine's token": base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode().rstrip("=") + ".",
     }
 
 
@@ -189,14 +196,15 @@ def database_url(site: Site) -> str:
     return python(site, "from autovibe import db, settings; print(db.url(settings.load_settings()))")
 
 
-def machine_token(site: Site) -> str:
-    """The one-time token that was pushed into the first machine and has to be useless elsewhere."""
+def enrol_token(site: Site) -> str:
+    """The one-time token that was pushed into the first machine: from its checkpoint the second one was forked."""
     return python(
         site,
-        "from autovibe import db, machines, settings, tokens\n"
+        "from autovibe import db, identity, machines, settings\n"
         "s = settings.load_settings()\n"
-        "with db.session_scope(s) as session: print(tokens.machine_token(machines.find(session, 'first'), s))",
-    ).split(".")[-1]
+        "with db.session_scope(s) as session: first = machines.find(session, 'first')\n"
+        "print(identity.enrol_token(s, first.uuid, first.generation))",
+    )
 
 
 def pg_restore() -> str:
