@@ -70,8 +70,6 @@ class Lab:
     async def start(self) -> None:
         """Listen (port 0: any that is free), adopt what runs, then say so in `endpoint.json`."""
         await self.node.adopt()
-        if POOL not in self.node.pools.all:
-            self.node.pools.create(POOL, "The machines of autovibe")
         await self._start_model()
         await self.runner.setup()
         site = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
@@ -117,6 +115,8 @@ async def serve(settings: Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    if POOL not in lab.node.pools.all:
+        lab.node.pools.create(POOL, "The machines of autovibe")
     try:
         await lab.start()
     except OSError as error:
