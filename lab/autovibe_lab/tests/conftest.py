@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autovibe_lab.testing import Client, LabInThread
+from autovibe_lab.tests.testing import Client, LabInThread
 
 
 @pytest.fixture

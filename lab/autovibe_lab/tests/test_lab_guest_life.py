@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from autovibe_lab import image
 from autovibe_lab.paths import LabPaths
-from autovibe_lab.testing import Client, LabInThread
+from autovibe_lab.tests.testing import Client, LabInThread
 
 pytestmark = [
     pytest.mark.vm,

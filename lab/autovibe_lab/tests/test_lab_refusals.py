@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from autovibe_lab.testing import Client, LabInThread
+from autovibe_lab.tests.testing import Client, LabInThread
 
 
 def test_tasks_fail_after_a_200(client):

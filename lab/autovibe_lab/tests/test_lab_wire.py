@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 from autovibe_lab.auth import TOKEN_ID
-from autovibe_lab.testing import LabInThread
+from autovibe_lab.tests.testing import LabInThread
 from proxmoxer import ProxmoxAPI
 
 

@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import requests
-from proxmoxer import ProxmoxAPI
-from proxmoxer.core import ResourceException
-
 from autovibe_lab.auth import TOKEN_ID
 from autovibe_lab.daemon import Lab, Settings
+from proxmoxer import ProxmoxAPI
+from proxmoxer.core import ResourceException
 
 
 class LabInThread:
