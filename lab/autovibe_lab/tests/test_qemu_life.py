@@ -118,8 +118,6 @@ def test_claude_code_runs_as_the_agents_user(bench: Bench) -> None:
     assert output.startswith(image.CLAUDE_VERSION)
 
 
-# Long when the machine is loaded: the guest makes four connections in turn.
-@pytest.mark.soak
 def test_the_guest_hears_a_stream_as_it_comes_and_may_close_its_half(bench: Bench) -> None:
     heard = []
 
