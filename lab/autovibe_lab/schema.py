@@ -14,14 +14,18 @@ MISSING = "property is missing and it is not optional"
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. `check` gets the text and raises ValueError with what Proxmox says after `invalid format - `."""
+    """One parameter. `check` gets the text and raises ValueError with what Proxmox says after `invalid format - `;
+    `pattern` must match the whole text; `requires` names another parameter without which this one may not be given."""
 
     type: str = "string"
     optional: bool = False
     enum: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
+    min_length: int = 0
     max_length: int | None = None
+    pattern: str = ""
+    requires: str = ""
     check: Callable[[str], object] | None = None
 
     def parse(self, value: object) -> object:
@@ -35,16 +39,23 @@ class Param:
         text = str(int(value)) if isinstance(value, bool) else str(value)
         if self.type in ("integer", "number"):
             return self._number(text)
-        if self.max_length is not None and len(text) > self.max_length:
-            raise ValueError(f"value may only be {self.max_length} characters long")
+        self._check_length(text)
         if self.check is not None:
             try:
                 self.check(text)
             except ValueError as error:
                 raise ValueError(f"invalid format - {error}\n") from None
+        if self.pattern and not re.fullmatch(self.pattern, text):
+            raise ValueError("value does not match the regex pattern")
         if self.enum and text not in self.enum:
             raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(self.enum)}'")
         return text
+
+    def _check_length(self, text: str) -> None:
+        if len(text) < self.min_length:
+            raise ValueError(f"value must be at least {self.min_length} characters long")
+        if self.max_length is not None and len(text) > self.max_length:
+            raise ValueError(f"value may only be {self.max_length} characters long")
 
     def _boolean(self, value: object) -> bool:
         text = str(int(value)) if isinstance(value, bool) else str(value)
@@ -99,6 +110,8 @@ class Schema:
         for name, param in self.params.items():
             if not param.optional and name not in given:
                 errors[name] = MISSING
+            if name in given and param.requires and param.requires not in given:
+                errors[param.requires] = f"missing property - '{name}' requires this property"
         if errors:
             raise ApiError(400, "Parameter verification failed.", errors)
         return values
