@@ -40,6 +40,8 @@ class Settings:
     accel: str = "tcg"
     login_delay: float = 3
     lock_timeout: float = 10
+    null_guests: bool = False
+    time_scale: float = 1
 
 
 class Lab:
@@ -55,6 +57,8 @@ class Lab:
             accel=settings.accel,
             login_delay=settings.login_delay,
             lock_timeout=settings.lock_timeout,
+            null_guests=settings.null_guests,
+            time_scale=settings.time_scale,
         )
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
@@ -140,6 +144,8 @@ def main() -> None:
     parser.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
     parser.add_argument("--login-delay", type=float, default=3)
     parser.add_argument("--lock-timeout", type=float, default=10)
+    parser.add_argument("--null-guests", action="store_true", help="no processes and no disks, on any storage")
+    parser.add_argument("--time-scale", type=float, default=1)
     settings = Settings(**vars(parser.parse_args()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with only_one(settings.state):

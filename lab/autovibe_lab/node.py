@@ -28,6 +28,7 @@ class Machine:
     guest: Guest | None = None
     started: float = 0
     paused: bool = False
+    only_null: bool = False
 
     @property
     def name(self) -> str:
@@ -39,9 +40,9 @@ class Machine:
 
     @property
     def is_null(self) -> bool:
-        """Its boot disk is on storage `null`, or it has none: no process stands for it."""
+        """Its boot disk is on storage `null`, it has none, or the lab has no others: no process stands for it."""
         disk = boot_disk(self.config.current)
-        return disk is None or is_null(disk.volid)
+        return self.only_null or disk is None or is_null(disk.volid)
 
     def running(self) -> bool:
         return self.guest is not None and self.guest.running()
@@ -54,7 +55,12 @@ class Machine:
 
 @dataclass
 class Node:
-    """All state of one lab. `lock_timeout` and `login_delay` in seconds."""
+    """All state of one lab. `lock_timeout` and `login_delay` in seconds.
+
+    `null_guests`: every guest is a null guest, and placeholders stand for all volumes. `time_scale`: what Proxmox
+    counts in seconds of its own (how long to wait for a shutdown, how fast a disk is copied) takes so many times as
+    long here.
+    """
 
     paths: LabPaths
     network: Network
@@ -62,17 +68,22 @@ class Node:
     accel: str = "tcg"
     lock_timeout: float = 10
     login_delay: float = 3
+    null_guests: bool = False
+    time_scale: float = 1
     machines: dict[int, Machine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.paths.make()
         self.started = time.monotonic()
         self.tasks = Tasks(self.name, self.paths.tasks)
-        self.storages = Storages(self.paths)
+        self.storages = Storages(self.paths, self.null_guests)
         self.pools = Pools(self.paths.user_cfg)
         for file in self.paths.confs.glob("[1-9]*.conf"):
             vmid = int(file.stem)
-            self.machines[vmid] = Machine(vmid, Config.parse(file.read_text()), ConfigLock(vmid))
+            self.machines[vmid] = self._machine(vmid, Config.parse(file.read_text()))
+
+    def _machine(self, vmid: int, config: Config) -> Machine:
+        return Machine(vmid, config, ConfigLock(vmid), only_null=self.null_guests)
 
     async def adopt(self) -> None:
         """Take over the guests that still run after a crash; null guests have stopped with it."""
@@ -120,7 +131,7 @@ class Node:
 
     def add(self, vmid: int, current: Section) -> Machine:
         """A new guest; its configuration file stands at once."""
-        machine = Machine(vmid, Config(current), ConfigLock(vmid))
+        machine = self._machine(vmid, Config(current))
         self.machines[vmid] = machine
         self.save(machine)
         return machine

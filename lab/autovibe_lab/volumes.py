@@ -57,10 +57,15 @@ def is_base(volid: str) -> bool:
 
 
 class Storages:
-    """Both storages."""
+    """Both storages; with `null`, placeholders stand on `local` too."""
 
-    def __init__(self, paths: LabPaths) -> None:
+    def __init__(self, paths: LabPaths, null: bool = False) -> None:
         self.paths = paths
+        self.null = null
+
+    def is_null(self, volid: str) -> bool:
+        """Nothing but a placeholder stands for this volume."""
+        return self.null or is_null(volid)
 
     def check(self, storage: str) -> None:
         if storage not in CONTENT:
@@ -93,7 +98,7 @@ class Storages:
 
     async def create(self, storage: str, vmid: int, size: int) -> Volume:
         volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
-        if is_null(volid):
+        if self.is_null(volid):
             self._placeholder(volid)
         else:
             await disks.create(self.path(volid), size)
@@ -123,7 +128,7 @@ class Storages:
         path = self.import_source(source)
         size = virtual_size(path)
         volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
-        if is_null(volid):
+        if self.is_null(volid):
             self._placeholder(volid)
         else:
             await disks.convert_import(path, self.path(volid))
@@ -133,7 +138,7 @@ class Storages:
         storage = base.partition(":")[0]
         name = self.free_name(storage, vmid)
         volid = f"{own_id(base)}/{vmid}/{name}"
-        if is_null(volid):
+        if self.is_null(volid):
             self._placeholder(volid)
         else:
             await disks.linked_clone(self.path(base), self.path(volid))
@@ -141,9 +146,9 @@ class Storages:
 
     async def full_copy(self, source: str, storage: str, vmid: int, snapshot: str | None) -> str:
         volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
-        if is_null(volid):
+        if self.is_null(volid):
             self._placeholder(volid)
-        elif is_null(source):
+        elif self.is_null(source):
             raise TaskError(f"clone failed: volume '{source}' of storage 'null' has no content to copy to '{storage}'")
         else:
             await disks.full_copy(self.path(source), self.path(volid), snapshot)
@@ -171,19 +176,19 @@ class Storages:
             shutil.rmtree(self.paths.images(vmid, storage), ignore_errors=True)
 
     async def snapshot_create(self, volid: str, name: str) -> None:
-        if not is_null(volid):
+        if not self.is_null(volid):
             await disks.snapshot_create(self.path(volid), name)
 
     async def snapshot_apply(self, volid: str, name: str) -> None:
-        if not is_null(volid):
+        if not self.is_null(volid):
             await disks.snapshot_apply(self.path(volid), name)
 
     async def snapshot_delete(self, volid: str, name: str) -> None:
-        if not is_null(volid):
+        if not self.is_null(volid):
             await disks.snapshot_delete(self.path(volid), name)
 
     async def resize(self, volid: str, size: int) -> None:
-        if not is_null(volid):
+        if not self.is_null(volid):
             await disks.resize(self.path(volid), size)
 
     # What the API shows -----------------------------------------------------------------------------------------
@@ -215,7 +220,7 @@ class Storages:
         entry = _file(volid, "images", file) | {"vmid": int(file.parent.name), "parent": None}
         if base:
             entry["parent"] = f"../{base.partition(':')[2]}"
-        if storage == "null":
+        if self.is_null(own):
             entry["size"] = size
         return entry
 
