@@ -1,6 +1,7 @@
 """Tells the hub what happens: messages in batches, cut to size, never in the way of the work."""
 
 import threading
+import time
 from collections import deque
 from datetime import UTC, datetime
 
@@ -13,6 +14,8 @@ TEXT_CHARS = 4000
 QUEUED = 1000
 TOTAL = 20_000
 FLUSH_SECONDS = 1.0
+#: Between two tries when the hub is away and this is to end.
+RETRY_SECONDS = 0.2
 
 
 class Progress:
@@ -25,6 +28,7 @@ class Progress:
         self._queue: deque[dict] = deque()
         self._lock = threading.Lock()
         self._end = threading.Event()
+        self._deadline = 0.0
         self._taken = self._dropped = 0
         self._thread = threading.Thread(target=self._send_all, daemon=True)
 
@@ -48,7 +52,8 @@ class Progress:
             self._queue.append({"at": datetime.now(UTC).isoformat(), "kind": message.kind, "text": text})
 
     def close(self, seconds: float) -> None:
-        """Sends what is left, for at most that long."""
+        """Sends what is left, for at most that long; what cannot be sent by then is let go."""
+        self._deadline = time.monotonic() + seconds
         self._end.set()
         self._thread.join(seconds)
 
@@ -64,8 +69,10 @@ class Progress:
                 except HubRefused:
                     pass  # not wanted; the next may be
                 batch = []
-            if ending and not batch:
-                return
+            if ending:
+                if not batch or time.monotonic() >= self._deadline:
+                    return
+                time.sleep(min(self._flush_seconds, RETRY_SECONDS))
 
     def _take(self) -> list[dict]:
         with self._lock:

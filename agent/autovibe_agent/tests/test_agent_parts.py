@@ -101,12 +101,19 @@ def test_a_flood_is_bounded_and_said(monkeypatch):
 
 
 def test_closing_does_not_wait_for_a_hub_that_is_away():
-    progress = Progress(FarHub(HubUnreachable("away")), flush_seconds=60)
+    hub = FarHub(HubUnreachable("away"))
+    others = set(threading.enumerate())
+    progress = Progress(hub, flush_seconds=60)
     progress.start()
     progress.add(Message("text", "x"))
     began = time.monotonic()
-    progress.close(0.2)
+    progress.close(0.3)
     assert time.monotonic() - began < 2
+    # Nor does it go on asking when nobody waits for it any more.
+    for thread in set(threading.enumerate()) - others:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert 1 <= len(hub.calls) <= 5
 
 
 @pytest.fixture
