@@ -59,7 +59,7 @@ class Node:
 
     `null_guests`: every guest is a null guest, and placeholders stand for all volumes. `time_scale`: what Proxmox
     counts in seconds of its own (how long to wait for a shutdown, how fast a disk is copied) takes so many times as
-    long here.
+    long here. `disk_delay`: seconds that making a volume takes beside its own, as on a slow storage.
     """
 
     paths: LabPaths
@@ -70,6 +70,7 @@ class Node:
     login_delay: float = 3
     null_guests: bool = False
     time_scale: float = 1
+    disk_delay: float = 0
     machines: dict[int, Machine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

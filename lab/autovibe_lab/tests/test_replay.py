@@ -1,0 +1,76 @@
+"""The lab answers as a real node did: recorded calls are made again and the answers compared."""
+
+from __future__ import annotations
+
+import pytest
+from autovibe_lab.tests import replay
+from autovibe_lab.tests.replay_compare import Comparison
+
+#: So many of the recorded calls agree, and no fewer ever again. Some answers depend on who comes first: a margin.
+FLOOR = 655
+
+
+@pytest.mark.skipif(not (replay.reference() / "pve").exists(), reason="no recording: set AUTOVIBE_REFERENCE")
+def test_the_lab_answers_as_the_recorded_node(capsys: pytest.CaptureFixture) -> None:
+    results = replay.replayed()
+    with capsys.disabled():
+        print("\n" + replay.table(results))
+    agree = sum(result.agrees for result in results)
+    assert agree >= FLOOR, f"{agree} of {len(results)} agree: see python -m autovibe_lab.tests.replay"
+    assert len(results) == len(replay.recorded_calls())
+
+
+def compared(recorded: object, answered: object) -> list[str]:
+    comparison = Comparison()
+    comparison.value(recorded, answered)
+    return comparison.deviations
+
+
+def test_what_is_made_up_is_not_compared_but_learnt() -> None:
+    comparison = Comparison()
+    recorded = "UPID:pve1:000000C4:0004CAD6:6B02F7B8:qmstart:4242:root@pam:"
+    ours = "UPID:pve1:00000ABC:0000CAD6:6A000000:qmstart:4242:root@pam:"
+    comparison.value({"data": recorded}, {"data": ours})
+    assert comparison.deviations == []
+    assert comparison.made_up == {recorded: ours}
+
+
+def test_a_task_of_another_type_or_guest_differs() -> None:
+    recorded = "UPID:pve1:000000C4:0004CAD6:6B02F7B8:qmstart:100:root@pam:"
+    assert compared({"data": recorded}, {"data": recorded.replace("qmstart", "qmstop")})
+    assert compared({"data": recorded}, {"data": recorded.replace(":100:", ":101:")})
+
+
+@pytest.mark.parametrize(
+    ("recorded", "answered"),
+    [
+        ({"a": 1}, {}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 1}, {"a": "1"}),
+        ({"a": 1}, {"a": 2}),
+        ({"a": None}, {"a": 0}),
+        ({"data": [{"vmid": 100}]}, {"data": []}),
+        ({"cpu": 0.5}, {"cpu": "0.5"}),
+        ({"data": [{"n": 1, "t": "TASK OK"}]}, {"data": [{"n": 1, "t": "TASK ERROR: no"}]}),
+    ],
+)
+def test_another_shape_or_value_differs(recorded: dict, answered: dict) -> None:
+    assert compared(recorded, answered)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "answered"),
+    [
+        ({"cpu": 0.5, "mem": 10}, {"cpu": 0, "mem": 12}),
+        ({"content": "iso,images"}, {"content": "images,iso"}),
+        ({"data": [{"vmid": 100}, {"vmid": 99}]}, {"data": [{"vmid": 99}, {"vmid": 100}]}),
+    ],
+)
+def test_measures_and_the_order_of_hashes_agree(recorded: dict, answered: dict) -> None:
+    assert not compared(recorded, answered)
+
+
+def test_calls_that_were_made_at_the_same_time_are_made_so_again() -> None:
+    one = {"section": "s", "method": "POST", "path": "/a", "http_status": 200}
+    calls = [one | {"note": f"two starts #{number}"} for number in range(2)] + [one | {"note": "alone"}]
+    assert [len(group) for group in replay.groups(calls)] == [2, 1]
