@@ -9,7 +9,7 @@ import json
 import re
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from aiohttp import web
 
@@ -119,6 +119,9 @@ class Aids:
         if what == "tasks" and method == "GET":
             tasks = self.node.tasks.all.values()
             return [task.status_entry() | {"exitstatus": task.status} for task in tasks]
+        if what == "latency" and method in ("GET", "PUT", "POST"):
+            self.node.delays.change(body)
+            return asdict(self.node.delays)
         if what == "holds":
             return self._on_holds(method, id, body)
         if what == "faults":

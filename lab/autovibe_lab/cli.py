@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from autovibe_lab import control
+from autovibe_lab.latency import PROFILES
 
 
 class Failed(click.ClickException):
@@ -52,10 +53,18 @@ def lab() -> None:
 @click.option("--hub-port", type=click.IntRange(1, 65535), help="Port on loopback that guests reach. Default: 18000.")
 @click.option("--kvm", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True, help="Use KVM.")
 @click.option("--no-image", is_flag=True, help="Null guests only: build no guest image.")
+@click.option(
+    "--latency",
+    type=click.Choice(list(PROFILES)),
+    default="off",
+    show_default=True,
+    help="Let null guests take the time of a real server.",
+)
+@click.option("--time-scale", type=click.FloatRange(0), default=1, show_default=True, help="Multiply all delays.")
 @json_option
-def up(state: Path | None, port: int | None, hub_port: int | None, kvm: str, no_image: bool, as_json: bool) -> None:
+def up(state: Path | None, no_image: bool, as_json: bool, **settings: object) -> None:
     """Start the lab and return as soon as it answers."""
-    endpoint = control.up(state, port=port, hub_port=hub_port, kvm=kvm, image=not no_image, progress=_say)
+    endpoint = control.up(state, image=not no_image, progress=_say, **settings)
     if as_json:
         click.echo(json.dumps(endpoint))
     else:

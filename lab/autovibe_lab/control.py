@@ -66,11 +66,14 @@ def up(
     image: bool = True,
     login_delay: float = 3,
     lock_timeout: float = 10,
+    latency: str = "off",
+    time_scale: float = 1,
     progress: Progress = lambda text: None,
 ) -> dict:
     """Start the lab and return its endpoint as soon as it answers; one that runs already is left as it is.
 
-    `port` None means the default, 0 any free one. `image` builds and installs the guest image. Raises LabError.
+    `port` None means the default, 0 any free one. `image` builds and installs the guest image. `latency` is a profile
+    of module `latency`, `time_scale` multiplies every delay. Raises LabError.
     """
     state = (state or default_state()).absolute()
     _check_state(state)
@@ -87,6 +90,7 @@ def up(
         settings = ["--port", DEFAULT_PORT if port is None else port]
         settings += ["--hub-port", DEFAULT_HUB_PORT if hub_port is None else hub_port, "--accel", accel]
         settings += ["--login-delay", login_delay, "--lock-timeout", lock_timeout]
+        settings += ["--latency", latency, "--time-scale", time_scale]
         return _start(state, [str(setting) for setting in settings])
 
 

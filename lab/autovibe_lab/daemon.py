@@ -19,6 +19,7 @@ from aiohttp import web
 
 from autovibe_lab import tls
 from autovibe_lab.auth import Secrets, kept
+from autovibe_lab.latency import PROFILES, Delays
 from autovibe_lab.model import server as model
 from autovibe_lab.node import Node
 from autovibe_lab.paths import LabPaths, Network
@@ -32,7 +33,7 @@ POOL = "autovibe"
 
 @dataclass
 class Settings:
-    """How one lab is run. `accel` is `kvm` or `tcg`; delays in seconds."""
+    """How one lab is run. `accel` is `kvm` or `tcg`; for the rest see `latency.Delays`."""
 
     state: Path
     port: int = DEFAULT_PORT
@@ -41,7 +42,12 @@ class Settings:
     login_delay: float = 3
     lock_timeout: float = 10
     null_guests: bool = False
+    hang_delay: float = 5
+    latency: str = "off"
     time_scale: float = 1
+
+    def delays(self) -> Delays:
+        return Delays(self.latency, self.time_scale, self.lock_timeout, self.login_delay, self.hang_delay)
 
 
 class Lab:
@@ -55,10 +61,8 @@ class Lab:
             self.paths,
             network,
             accel=settings.accel,
-            login_delay=settings.login_delay,
-            lock_timeout=settings.lock_timeout,
+            delays=settings.delays(),
             null_guests=settings.null_guests,
-            time_scale=settings.time_scale,
         )
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
@@ -144,6 +148,8 @@ def main() -> None:
     parser.add_argument("--accel", choices=("kvm", "tcg"), default="tcg")
     parser.add_argument("--login-delay", type=float, default=3)
     parser.add_argument("--lock-timeout", type=float, default=10)
+    parser.add_argument("--hang-delay", type=float, default=5)
+    parser.add_argument("--latency", choices=tuple(PROFILES), default="off")
     parser.add_argument("--null-guests", action="store_true", help="no processes and no disks, on any storage")
     parser.add_argument("--time-scale", type=float, default=1)
     settings = Settings(**vars(parser.parse_args()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volumes
 from autovibe_lab.errors import TaskError, no_config
 from autovibe_lab.guest import Guest, NullGuest
+from autovibe_lab.latency import Delays, Latency
 from autovibe_lab.locks import ConfigLock
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.pools import Pools
@@ -55,27 +56,25 @@ class Machine:
 
 @dataclass
 class Node:
-    """All state of one lab. `lock_timeout` and `login_delay` in seconds.
+    """All state of one node.
 
-    `null_guests`: every guest is a null guest, and placeholders stand for all volumes. `time_scale`: what Proxmox
-    counts in seconds of its own (how long to wait for a shutdown, how fast a disk is copied) takes so many times as
-    long here. `disk_delay`: seconds that making a volume takes beside its own, as on a slow storage.
+    `null_guests`: every guest is a null guest, and placeholders stand for all volumes. `disk_delay`: seconds that
+    making a volume takes beside its own, as on a slow storage.
     """
 
     paths: LabPaths
     network: Network
     name: str = "pve1"
     accel: str = "tcg"
-    lock_timeout: float = 10
-    login_delay: float = 3
+    delays: Delays = field(default_factory=Delays)
     null_guests: bool = False
-    time_scale: float = 1
     disk_delay: float = 0
     machines: dict[int, Machine] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.paths.make()
         self.started = time.monotonic()
+        self.latency = Latency(self.delays)
         self.tasks = Tasks(self.name, self.paths.tasks)
         self.storages = Storages(self.paths, self.null_guests)
         self.pools = Pools(self.paths.user_cfg)
@@ -85,6 +84,27 @@ class Node:
 
     def _machine(self, vmid: int, config: Config) -> Machine:
         return Machine(vmid, config, ConfigLock(vmid), only_null=self.null_guests)
+
+    @property
+    def time_scale(self) -> float:
+        """What Proxmox counts in seconds of its own (a shutdown, a disk's copy) takes so many times as long here."""
+        return self.delays.time_scale
+
+    @property
+    def lock_timeout(self) -> float:
+        """Seconds that Proxmox waits for a lock."""
+        return self.delays.lock_timeout * self.delays.time_scale
+
+    @property
+    def hang_delay(self) -> float:
+        """Seconds before a 596."""
+        return self.delays.hang_delay * self.delays.time_scale
+
+    async def spend(self, machine: Machine, what: str, *, copy: int = 0) -> None:
+        """The time that this work on a null guest, and the copy of so many bytes, would take; none with real guests."""
+        if machine.is_null:
+            await self.latency.work(what)
+            await self.latency.copy(copy)
 
     async def adopt(self) -> None:
         """Take over the guests that still run after a crash; null guests have stopped with it."""

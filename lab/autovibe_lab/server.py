@@ -72,11 +72,11 @@ class Server:
             user = ANYBODY if path == "/access/ticket" else self._user(request)
             return _success(await self._call(request, method, path, user))
         except Refused as error:
-            await asyncio.sleep(self.node.login_delay)
+            await asyncio.sleep(self.node.delays.login_delay * self.node.delays.time_scale)
             return _empty(401, str(error))
         except ApiError as error:
             if error.status == 401:
-                await asyncio.sleep(self.node.login_delay)
+                await asyncio.sleep(self.node.delays.login_delay * self.node.delays.time_scale)
             return _error(error)
         except (TaskError, LockTimeout, DiskError, GuestError) as error:
             return _error(ApiError(500, str(error)))
@@ -97,7 +97,8 @@ class Server:
             reason = "failed to get address info for: " + node + ": Name or service not known"
             raise ApiError(500, f"hostname lookup '{node}' failed - {reason}")
         params = route.schema.verify(await _parameters(request) | in_path)
-        return await route.handler(Call(self.node, user, params))
+        async with self.node.latency.call(method, path):
+            return await route.handler(Call(self.node, user, params))
 
 
 async def _parameters(request: web.Request) -> dict[str, object]:

@@ -5,6 +5,7 @@ Text travels as latin-1: every character of `content` and `out-data` is one byte
 
 from __future__ import annotations
 
+import asyncio
 import base64
 
 from autovibe_lab.api.routes import Call, route
@@ -91,6 +92,7 @@ async def execute(call: Call) -> object:
     except AgentError as error:
         if "No such file" in str(error) or "Failed to execute" in str(error):
             # Proxmox's worker dies of it.
+            await asyncio.sleep(call.node.hang_delay)
             raise ApiError(596, "Broken pipe", body=False) from None
         return await _ask(guest, "guest-exec", request)
     return {"pid": answer["pid"]}

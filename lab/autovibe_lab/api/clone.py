@@ -151,6 +151,7 @@ async def _copy(request: Request, target: Machine, task: Task, made: list[str]) 
         current[drive.key] = Drive(drive.key, properties).text()
         target.config.current = dict(current)
         node.save(target)
+    await node.spend(request.source, "clone-end")
     target.config.current = {key: value for key, value in current.items() if key != "lock"}
     _copy_memory(request, target)
     node.save(target)
@@ -160,9 +161,11 @@ async def _copy_disk(request: Request, drive: Drive, task: Task) -> str:
     node = request.node
     if request.linked:
         task.log(f"create linked clone of drive {drive.key} ({drive.volid})")
+        await node.spend(request.source, "clone")
         return await node.storages.linked_clone(drive.volid, request.vmid)
     task.log(f"create full clone of drive {drive.key} ({drive.volid})")
     storage = request.storage or drive.volid.partition(":")[0]
+    await node.spend(request.source, "clone", copy=drive.size)
     return await node.storages.full_copy(drive.volid, storage, request.vmid, request.snapshot)
 
 

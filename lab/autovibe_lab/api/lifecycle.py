@@ -65,6 +65,7 @@ async def create(call: Call) -> object:
         try:
             async with machine.lock.hold(node.lock_timeout, log=task.log):
                 current = await _new_config(call, given, task, made)
+                await node.spend(machine, "create")
                 machine.config.current = current
                 node.save(machine)
         except BaseException as error:
@@ -134,6 +135,7 @@ async def delete(call: Call) -> object:
             for volid in sorted(volumes):
                 if is_base(volid) and node.linked_clones_of(volid):
                     raise TaskError(f"base volume '{volid}' is still in use by linked cloned")
+            await node.spend(found, "destroy")
             for volid in sorted(volumes):
                 node.storages.delete(volid)
             if call.get("purge"):
@@ -161,6 +163,7 @@ async def template(call: Call) -> object:
 
     async def work(task: Task) -> None:
         async with machine.lock.hold(node.lock_timeout, log=task.log):
+            await node.spend(machine, "template")
             for drive in drives(node.for_task(machine.vmid).config.current):
                 if drive.is_disk and not is_base(drive.volid):
                     drive.properties["file"] = node.storages.to_base(drive.volid)
@@ -193,6 +196,7 @@ async def resize(call: Call) -> object:
             node.unlocked(vmid)
             if disk not in machine.config.current or not options.is_drive(disk):
                 raise TaskError(f"disk '{disk}' does not exist")
+            await node.spend(machine, "resize")
             drive = Drive.parse(disk, machine.config.current[disk])
             size = edit.new_size(drive.size, call.params["size"])
             if machine.is_template:

@@ -44,6 +44,7 @@ async def start_guest(node: Node, machine: Machine, log: edit.Log, vmstate: str 
         elif not machine.is_null and "/" in drive.volid and not node.storages.exists(drive.volid):
             raise TaskError(f"volume '{drive.volid}' does not exist")
     guest = node.guest(machine)
+    await node.spend(machine, "start")
     await guest.start(current | ({"vmstate": vmstate} if vmstate else {}))
     machine.started, machine.paused = time.time(), False
 
@@ -65,6 +66,7 @@ async def _shutdown(node: Node, machine: Machine, call: Call, task: Task) -> Non
             task.log(
                 f"QEMU Guest Agent is not running - VM {machine.vmid} qmp command 'guest-ping' failed - got timeout"
             )
+    await node.spend(machine, "shutdown")
     if await node.guest(machine).shutdown(timeout):
         machine.paused = False
     elif call.get("forceStop"):
@@ -127,6 +129,8 @@ async def stop(call: Call) -> object:
             raise TaskError(f"unable to find configuration file for VM {vmid} on node '{node.name}'")
         machine = node.machines[vmid]
         async with machine.lock.hold(node.lock_timeout, log=task.log):
+            if machine.running():
+                await node.spend(machine, "stop")
             await stop_guest(machine)
 
     return call.task("qmstop", work)
@@ -178,6 +182,7 @@ async def reset(call: Call) -> object:
     async def work(task: Task) -> None:
         async with machine.lock.hold(node.lock_timeout, log=task.log):
             node.unlocked(machine.vmid)
+            await node.spend(machine, "reset")
             await stop_guest(machine)
             await start_guest(node, machine, task.log)
 
@@ -193,6 +198,7 @@ async def suspend(call: Call) -> object:
     async def work(task: Task) -> None:
         async with machine.lock.hold(node.lock_timeout, log=task.log):
             node.unlocked(machine.vmid)
+            await node.spend(machine, "suspend")
             await node.guest(machine).pause()
             machine.paused = True
 
@@ -205,6 +211,7 @@ async def resume(call: Call) -> object:
 
     async def work(task: Task) -> None:
         async with machine.lock.hold(node.lock_timeout, log=task.log):
+            await node.spend(machine, "resume")
             await node.guest(machine).resume()
             machine.paused = False
 

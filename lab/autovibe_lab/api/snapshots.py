@@ -8,7 +8,7 @@ import uuid
 
 from autovibe_lab.api.power import start_guest, stop_guest
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.config import Section, drives, snapshot_of
+from autovibe_lab.config import Section, drives, snapshot_of, split_properties
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
 from autovibe_lab.guest import GuestError, NullGuest
@@ -57,6 +57,7 @@ async def create(call: Call) -> object:
                 raise TaskError(f"snapshot name '{name}' already used")
             _prepare(node, machine, name, call)
         try:
+            await node.spend(machine, "snapshot", copy=_state_size(machine, name))
             await _take(node, machine, name, bool(call.get("vmstate")), task)
         except BaseException as error:
             await _untake(node, machine, name)
@@ -85,6 +86,13 @@ def _prepare(node: Node, machine: Machine, name: str, call: Call) -> None:
     machine.config.snapshots[name] = section
     machine.config.current["lock"] = "snapshot"
     node.save(machine)
+
+
+def _state_size(machine: Machine, name: str) -> int:
+    """Bytes of the RAM that goes into the snapshot."""
+    if "vmstate" not in machine.config.snapshots[name]:
+        return 0
+    return int(split_properties(machine.config.current.get("memory", "512"), "current")["current"]) << 20
 
 
 def _unlock(node: Node, machine: Machine) -> None:
@@ -159,6 +167,7 @@ async def delete(call: Call) -> object:
             node.save(machine)
         try:
             guest = node.guest(machine)
+            await node.spend(machine, "delsnapshot")
             if machine.running() or isinstance(guest, NullGuest):
                 await guest.delete_snapshot(name)
             else:
@@ -197,6 +206,7 @@ async def rollback(call: Call) -> object:
                 raise TaskError(f"unable to rollback to incomplete snapshot (snapstate = {section['snapstate']})")
             machine.config.current["lock"] = "rollback"
             node.save(machine)
+            await node.spend(machine, "rollback")
             await stop_guest(machine)
             try:
                 for drive in drives(section):
