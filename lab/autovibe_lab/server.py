@@ -53,15 +53,15 @@ class Server:
         path = request.path.removeprefix(ROOT).rstrip("/") or "/"
         method = request.method
         call = self.aids.began(method, path)
-        fault = self.aids.fault(method, path)
-        if fault is None or fault.execute:
+        if fault := self.aids.fault(call):
+            response = await fault.answer(path, lambda: self._respond(request, method, path))
+            if isinstance(response, ApiError):
+                response = _error(response)
+        else:
             response = await self._respond(request, method, path)
-        if fault is not None:
-            body = ApiError(fault.status, fault.reason or "fault", body=fault.status != 596)
-            response = _error(body)
-        call["status"] = response.status
-        await self.aids.hold(request, method, path)
-        return response
+        call["status"] = response.status if response is not None else 0
+        await self.aids.hold(request, call)
+        return response if response is not None else _dropped(request)
 
     async def _respond(self, request: web.Request, method: str, path: str) -> web.Response:
         if method not in METHODS:
@@ -99,6 +99,13 @@ class Server:
         params = route.schema.verify(await _parameters(request) | in_path)
         async with self.node.latency.call(method, path):
             return await route.handler(Call(self.node, user, params))
+
+
+def _dropped(request: web.Request) -> web.Response:
+    """The connection ends without an answer."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 async def _parameters(request: web.Request) -> dict[str, object]:
