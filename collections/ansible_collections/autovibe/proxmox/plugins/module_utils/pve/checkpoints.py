@@ -1,66 +1,91 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checkpoints: a snapshot of a VM, or a VM that has become a template, and what is made of them."""
+"""Checkpoints: a snapshot of a VM, or a VM that has become a template. What is made of them is in promotion.py."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .config import DNS_LABEL, SNAPSHOT_NAME, Identity, Wanted, split_tags
-from .errors import NotFound, NotPossible, TaskFailed
+from .config import SNAPSHOT_NAME, Identity, split_tags
+from .errors import FreezeHung, NotFound, NotPossible, TaskFailed, TaskTimeout
 from .guest import Guest
 from .machines import Change, Machines, persist
-from .node import Seen, Source
+from .node import Seen
+from .retention import Keep, removed, sorted_out
+from .snapshots import Snapshot, Tree
+from .storages import Storages, bases
+from .tasks import Tasks
 
 
 @dataclass
 class Checkpoint:
-    """What is asked for. `carrier` is snapshot, template, or auto: a template when the VM has no snapshots."""
+    """What is asked for. `carrier` is snapshot, template, or auto: a template when the VM has no snapshots.
+
+    `description` None leaves it as it is. `freeze_timeout`: seconds that a guest may hold a snapshot up.
+    """
 
     name: str
-    description: str = ""
+    description: str | None = None
     ram: bool = False
     freeze: bool = True
+    freeze_timeout: float = 60
     carrier: str = "snapshot"
+    start: bool = False
     identity: Identity | None = None
     tags: list[str] | None = None
+    storage: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
 class Checkpoints:
     def __init__(self, machines: Machines):
         self.machines, self.client = machines, machines.client
+        self.storages = Storages(machines.client)
 
     def present(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
-        _validate(wanted.name)
-        seen = self._seen(vmid, wanted)
-        snapshots = {} if seen.template else self.snapshots(vmid)
+        validate(wanted.name)
+        seen = self.seen(vmid, wanted.identity)
+        tree = Tree([]) if seen.template else self.tree(vmid)
         carrier = wanted.carrier
         if carrier == "auto":
-            carrier = "snapshot" if snapshots and not seen.template else "template"
+            carrier = "snapshot" if len(tree) and not seen.template else "template"
+        if wanted.name in tree:
+            return self._described_snapshot(vmid, tree, wanted, check)
         if seen.template and carrier == "template":
-            return self._same(self._template_facts(seen, wanted))
-        if wanted.name in snapshots:
-            return self._same(self._snapshot_facts(vmid, snapshots[wanted.name]))
-        self._refuse(seen, carrier, wanted, snapshots)
-        predicted = {"checkpoint": wanted.name, "vm_id": vmid, "carrier": carrier}
-        if check:
-            return Change({}, predicted, {**self._facts(vmid, wanted.name, carrier), "exists": False})
-        make = self._make_template if carrier == "template" else self._make_snapshot
-        return Change({}, predicted, persist(lambda: make(vmid, wanted)))
+            return self._described_template(seen, wanted, check)
+        self._refuse(seen, carrier, wanted, tree)
+        facts = {**self.facts(vmid, wanted.name, carrier), "exists": False}
+        if carrier == "snapshot":
+            facts |= {"parent": tree.at, "children": [], "current": True, "ram": wanted.ram and seen.running}
+            facts["description"] = (wanted.description or "").rstrip()
+        if not check:
+            make = self._make_template if carrier == "template" else self._make_snapshot
+            facts = persist(lambda: make(vmid, wanted))
+        return Change({}, _shown(facts), facts)
 
     def absent(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
-        """The snapshot gone; its children stay. A template is not removed here but as a machine."""
+        """The checkpoint gone. A snapshot's children stay, as its parent's; a template goes only without clones."""
         seen = self.machines.settled(vmid)
-        gone = {**self._facts(vmid, wanted.name, "snapshot"), "exists": False}
-        if seen is None or seen.template or wanted.name not in self.snapshots(vmid):
+        gone = {**self.facts(vmid, wanted.name, "snapshot"), "exists": False}
+        if seen is None:
+            return Change({}, {}, gone)
+        if seen.template:
+            return self._template_absent(seen, wanted, gone, check)
+        tree = self.tree(vmid)
+        if wanted.name not in tree:
             return Change({}, {}, gone)
         self.machines.check_identity(seen, wanted.identity)
+        gone |= {"parent": tree[wanted.name].parent, "children": tree.children(wanted.name)}
         if not check:
             persist(lambda: self._remove(vmid, wanted.name))
-        return Change({"checkpoint": wanted.name, "vm_id": vmid, "carrier": "snapshot"}, {}, gone)
+        before = _shown({**self.snapshot_facts(vmid, tree, wanted.name), "exists": True})
+        reparented = dict.fromkeys(gone["children"], gone["parent"])
+        if not reparented:
+            return Change(before, {}, gone)
+        return Change({**before, "parent_of": dict.fromkeys(reparented, wanted.name)}, {"parent_of": reparented}, gone)
 
     def restored(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
         """The VM as it was at the snapshot. Its configuration, too: rewrite name and description after this.
@@ -68,54 +93,48 @@ class Checkpoints:
         With an operation in the identity, a rollback that this operation has done is not done again: the rewritten
         description names the operation, and before that the rollback is the newest thing that happened to the VM.
         """
-        _validate(wanted.name)
-        seen = self._seen(vmid, wanted)
-        snapshots = {} if seen.template else self.snapshots(vmid)
-        if wanted.name not in snapshots:
-            names = ", ".join(sorted(name for name in snapshots if name != "current")) or "none at all"
-            raise NotFound(f"VM {vmid} has no snapshot '{wanted.name}'; there are: {names}.")
-        facts = self._snapshot_facts(vmid, snapshots[wanted.name])
-        if self._is_restored(seen, wanted, snapshots):
-            return self._same(facts)
+        validate(wanted.name)
+        seen = self.seen(vmid, wanted.identity)
+        tree = Tree([]) if seen.template else self.tree(vmid)
+        one = self.existing(vmid, tree, wanted.name)
+        starts = wanted.start or one.ram
+        facts = self.snapshot_facts(vmid, tree, wanted.name)
+        done = self._is_restored(seen, wanted, tree)
+        if done and (seen.running or not wanted.start):
+            return Change({}, {}, {**facts, "status": seen.status})
+        status = "running" if starts else "stopped"
+        before = {"at": wanted.name if done else "later", "status": seen.status}
+        if not done:
+            self.storages.refuse_rollback(vmid, seen.config, wanted.name, tree.newer(wanted.name))
         if not check:
-            persist(lambda: self._roll_back(vmid, wanted))
-        return Change({"at": "later"}, {"at": wanted.name}, facts)
+            persist(lambda: self._roll_back(vmid, wanted, starts))
+        facts |= {"status": status, "current": True}
+        return Change(before, {"at": wanted.name, "status": status}, facts)
 
-    def promoted(
-        self, vmid: int, wanted: Checkpoint, target: int | None, *, pool: str | None = None, check: bool = False
-    ) -> Change:
-        """The snapshot as a template of its own: one full clone, converted. Later branches of it are linked clones."""
-        _validate(wanted.name)
-        self.machines.settled(vmid)
-        mark = f"checkpoint={wanted.name}"
-        target = target or self._promoted_before(wanted, mark)
-        new = Wanted(
-            name=wanted.name if DNS_LABEL.fullmatch(wanted.name) else None,
-            identity=wanted.identity,
-            notes=mark,
-            tags=[*(wanted.tags or ["autovibe"]), wanted.name.lower()],
-        )
-        found = self.machines.settled(target, lambda: Source(vmid)) if target else None
-        if found is not None:
-            self.machines.check_identity(found, wanted.identity)
-            if found.template:
-                return self._same(self._promoted_facts(found.vmid, wanted))
-        elif wanted.name not in self.snapshots(vmid):
-            raise NotFound(f"VM {vmid} has no snapshot '{wanted.name}'.")
-        predicted = {"checkpoint": wanted.name, "vm_id": target, "carrier": "template"}
-        if check:
-            return Change({}, predicted, {**self._facts(target, wanted.name, "template"), "exists": False})
-        change = self.machines.ensure(
-            target, new, source=lambda: Source(vmid, wanted.name, full=True), pool=pool, lookup=False
-        )
-        target = change.facts["vm_id"]
-        persist(lambda: self.convert(target))
-        return Change({}, {**predicted, "vm_id": target}, self._promoted_facts(target, wanted))
+    def retained(self, vmid: int, identity: Identity | None, keep: Keep, *, check: bool = False) -> Change:
+        """Only the snapshots that are worth keeping; each removed one's children become its parent's."""
+        keep.validate()
+        seen = self.seen(vmid, identity)
+        tree = Tree([]) if seen.template else self.tree(vmid)
+        reasons = sorted_out(tree, keep)
+        listed = self.machines.list() if removed(reasons) else []
+        for name in removed(reasons):
+            if self.promoted_to(vmid, name, identity, listed):
+                reasons[name] = "promoted"
+        goes = removed(reasons)
+        for name in () if check else goes:
+            persist(lambda name=name: self._remove(vmid, name))
+        kept = [{"name": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
+        facts = {"vm_id": vmid, "node": self.machines.node, "kept": kept, "removed": goes}
+        return Change({"snapshots": list(reasons)}, {"snapshots": [one["name"] for one in kept]}, facts)
 
     def snapshots(self, vmid: int) -> dict[str, dict[str, Any]]:
-        """The VM's snapshots by name, without the entry for its present state."""
+        """The VM's snapshots by name as Proxmox VE lists them, without the entry for its present state."""
         listed = self.client.get(self.machines.path(vmid, "snapshot"))
         return {entry["name"]: entry for entry in listed if entry["name"] != "current"}
+
+    def tree(self, vmid: int) -> Tree:
+        return Tree.parse(self.client.get(self.machines.path(vmid, "snapshot")))
 
     def convert(self, vmid: int) -> None:
         """The VM as a template; nothing to do when it is one."""
@@ -126,41 +145,130 @@ class Checkpoints:
         if not seen.template:
             self.machines.task(self.client.post(self.machines.path(vmid, "template")))
 
-    def _seen(self, vmid: int, wanted: Checkpoint) -> Seen:
+    def promoted_to(
+        self, vmid: int, name: str, identity: Identity | None, listed: list[dict[str, Any]] | None = None
+    ) -> int | None:
+        """The template that was made of this VM's snapshot, found by its tag and confirmed by its description."""
+        for vm in self.machines.list() if listed is None else listed:
+            if name.lower() in split_tags(vm.get("tags")) or vm.get("name") == name:
+                text = (self.machines.config(vm["vmid"]) or {}).get("description", "")
+                if int(vm["vmid"]) != vmid and is_promotion(text, vmid, name, identity):
+                    return int(vm["vmid"])
+        return None
+
+    def clones_of(self, vmid: int) -> list[int]:
+        """The VMs that are linked clones of a template; one call for each VM of the node."""
+        listed = sorted(int(vm["vmid"]) for vm in self.machines.list())
+        return [one for one in listed if one != vmid and vmid in bases(self.machines.config(one) or {})]
+
+    def seen(self, vmid: int, identity: Identity | None) -> Seen:
         """The VM once nothing is under way for it: a snapshot that another process began is there, or failed."""
         self.machines.tasks.settle(vmid=vmid)
         seen = self.machines.settled(vmid)
         if seen is None:
             raise NotFound(f"VM {vmid} does not exist on node {self.machines.node}.")
-        self.machines.check_identity(seen, wanted.identity)
+        self.machines.check_identity(seen, identity)
         return seen
 
-    def _refuse(self, seen: Seen, carrier: str, wanted: Checkpoint, snapshots: dict[str, Any]) -> None:
+    def existing(self, vmid: int, tree: Tree, name: str) -> Snapshot:
+        if name not in tree:
+            names = ", ".join(sorted(tree.by_name)) or "none at all"
+            raise NotFound(f"VM {vmid} has no snapshot '{name}'; there are: {names}.")
+        if not tree[name].whole:
+            raise NotPossible(f"Snapshot '{name}' of VM {vmid} is not whole, it was broken off; remove it.")
+        return tree[name]
+
+    def facts(self, vmid: int | None, name: str, carrier: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "vm_id": vmid,
+            "node": self.machines.node,
+            "carrier": carrier,
+            "size_bytes": None,
+            "created_at": None,
+            "exists": True,
+        }
+
+    def snapshot_facts(self, vmid: int, tree: Tree, name: str) -> dict[str, Any]:
+        one = tree[name]
+        return {
+            **self.facts(vmid, name, "snapshot"),
+            "created_at": one.created_at,
+            "ram": one.ram,
+            "description": one.description,
+            "parent": one.parent,
+            "children": tree.children(name),
+            "current": tree.at == name,
+        }
+
+    def _described_snapshot(self, vmid: int, tree: Tree, wanted: Checkpoint, check: bool) -> Change:
+        one = self.existing(vmid, tree, wanted.name)
+        facts = self.snapshot_facts(vmid, tree, wanted.name)
+        if wanted.ram and not one.ram:
+            wanted.warnings.append(f"The snapshot '{one.name}' of VM {vmid} is there already, without RAM.")
+        if wanted.description is None or wanted.description.rstrip() == one.description:
+            return Change({}, {}, facts)
+        before, facts["description"] = _shown(facts), wanted.description.rstrip()
+        if not check:
+            path = self.machines.path(vmid, "snapshot", one.name, "config")
+            persist(lambda: self.client.put(path, description=wanted.description))
+        return Change(before, _shown(facts), facts)
+
+    def _described_template(self, seen: Seen, wanted: Checkpoint, check: bool) -> Change:
+        """A template is this checkpoint when its description says so."""
+        marked = _mark(wanted.name).search(_text(seen))
+        facts = self._template_facts(seen, wanted)
+        if marked:
+            return Change({}, {}, facts)
+        if not check:
+            persist(lambda: self._make_template(seen.vmid, wanted))
+        return Change({}, _shown(facts), facts)
+
+    def _template_absent(self, seen: Seen, wanted: Checkpoint, gone: dict[str, Any], check: bool) -> Change:
+        if not _mark(wanted.name).search(_text(seen)):
+            return Change({}, {}, gone)
+        self.machines.check_identity(seen, wanted.identity)
+        if wanted.carrier == "snapshot":
+            raise NotPossible(
+                f"Checkpoint '{wanted.name}' is the template {seen.vmid} itself; say carrier: template to remove it."
+            )
+        if clones := self.clones_of(seen.vmid):
+            raise NotPossible(f"Linked clones stand on template {seen.vmid}: VM {', '.join(map(str, clones))}.")
+        facts = self._template_facts(seen, wanted)
+        if not check:
+            persist(lambda: self._remove_template(seen.vmid, wanted))
+        return Change(_shown(facts), {}, {**facts, "exists": False})
+
+    def _refuse(self, seen: Seen, carrier: str, wanted: Checkpoint, tree: Tree) -> None:
         if seen.template:
             raise NotPossible(f"VM {seen.vmid} is a template; a template has no snapshots, it is a checkpoint itself.")
         if carrier == "template" and seen.running:
             raise NotPossible(f"VM {seen.vmid} is running; only a stopped VM can become a template.")
-        if carrier == "template" and snapshots:
+        if carrier == "template" and len(tree):
             raise NotPossible(f"VM {seen.vmid} has snapshots; it cannot become a template. Promote a snapshot instead.")
+        if carrier == "snapshot":
+            self.storages.refuse_snapshot(seen.vmid, seen.config)
         if wanted.ram and not seen.running:
             wanted.warnings.append(f"VM {seen.vmid} is stopped: there is no RAM to save.")
 
     def _make_snapshot(self, vmid: int, wanted: Checkpoint) -> dict[str, Any]:
-        seen = self._seen(vmid, wanted)
-        found = self.snapshots(vmid).get(wanted.name)
+        seen = self.seen(vmid, wanted.identity)
         frozen = False
-        if found is None:
+        if wanted.name not in self.tree(vmid):
             frozen = self._will_freeze(seen, wanted)
             values = {
                 "snapname": wanted.name,
                 "description": wanted.description,
                 "vmstate": wanted.ram and seen.running or None,
             }
-            self.machines.task(self.client.post(self.machines.path(vmid, "snapshot"), **values))
-            found = self.snapshots(vmid).get(wanted.name)
-            if found is None:
-                raise NotFound(f"The snapshot '{wanted.name}' of VM {vmid} was made and is not there.")
-        return {**self._snapshot_facts(vmid, found), "frozen": frozen}
+            upid = self.client.post(self.machines.path(vmid, "snapshot"), **values)
+            if seen.running and not wanted.ram:
+                self._bounded(upid, vmid, wanted)
+            self.machines.task(upid)
+        tree = self.tree(vmid)
+        if wanted.name not in tree:
+            raise NotFound(f"The snapshot '{wanted.name}' of VM {vmid} was made and is not there.")
+        return {**self.snapshot_facts(vmid, tree, wanted.name), "frozen": frozen}
 
     def _will_freeze(self, seen: Seen, wanted: Checkpoint) -> bool:
         """Proxmox VE freezes by itself: always without RAM when the agent answers, never with it."""
@@ -173,19 +281,37 @@ class Checkpoints:
         )
         return False
 
+    def _bounded(self, upid: str, vmid: int, wanted: Checkpoint) -> None:
+        """Calls a snapshot off whose guest does not freeze: Proxmox VE itself would wait for an hour."""
+        tasks = self.machines.tasks
+        try:
+            Tasks(self.client, tasks.node, min(wanted.freeze_timeout, tasks.timeout)).wait(upid)
+        except TaskTimeout as late:
+            if any(line.startswith("snapshotting ") for line in late.log):
+                return  # frozen, or not frozen; it is at the disks
+            self.client.delete(f"/nodes/{tasks.node}/tasks/{upid}")
+            try:
+                tasks.wait(upid)
+            except TaskFailed as stopped:
+                raise FreezeHung(
+                    f"VM {vmid} did not freeze its filesystems within {wanted.freeze_timeout:g} s, the snapshot "
+                    f"'{wanted.name}' was called off; look at its guest agent, or save the RAM instead (ram: true).",
+                    log=stopped.log,
+                ) from late
+
     def _make_template(self, vmid: int, wanted: Checkpoint) -> dict[str, Any]:
-        seen = self._seen(vmid, wanted)
-        if not seen.template:
+        seen = self.seen(vmid, wanted.identity)
+        text = _text(seen)
+        if not _mark(wanted.name).search(text):
             mark = f"checkpoint={wanted.name} at={_now()}"
-            text = str(seen.config.get("description", "")).rstrip()
-            if f"checkpoint={wanted.name} " not in text:
-                text = "\n".join(filter(None, [text, mark, wanted.description]))
-                self.machines.set_config(vmid, {"description": text})
-                seen.config["description"] = text
+            text = "\n".join(filter(None, [text, mark, wanted.description]))
+            self.machines.set_config(vmid, {"description": text})
+            seen.config["description"] = text
+        if not seen.template:
             self.machines.task(self.client.post(self.machines.path(vmid, "template")))
         return self._template_facts(seen, wanted)
 
-    def _is_restored(self, seen: Seen, wanted: Checkpoint, snapshots: dict[str, dict[str, Any]]) -> bool:
+    def _is_restored(self, seen: Seen, wanted: Checkpoint, tree: Tree) -> bool:
         operation = wanted.identity.get("operation") if wanted.identity else None
         if operation is None:
             return False
@@ -193,64 +319,66 @@ class Checkpoints:
             return True
         newest = self.machines.tasks.newest(vmid=seen.vmid)
         rolled_back = newest is not None and newest["type"] == "qmrollback" and newest.get("status") == "OK"
-        with_ram = bool(snapshots[wanted.name].get("vmstate"))
-        return rolled_back and seen.config.get("parent") == wanted.name and (with_ram or not seen.running)
+        return rolled_back and seen.config.get("parent") == wanted.name and (tree[wanted.name].ram or not seen.running)
 
-    def _roll_back(self, vmid: int, wanted: Checkpoint) -> None:
-        seen = self._seen(vmid, wanted)
-        if not self._is_restored(seen, wanted, self.snapshots(vmid)):
+    def _roll_back(self, vmid: int, wanted: Checkpoint, starts: bool) -> None:
+        seen = self.seen(vmid, wanted.identity)
+        if not self._is_restored(seen, wanted, self.tree(vmid)):
             self.machines.task(self.client.post(self.machines.path(vmid, "snapshot", wanted.name, "rollback")))
+            seen = self.seen(vmid, None)
+        if starts and not seen.running:
+            self.machines.task(self.client.post(self.machines.path(vmid, "status", "start")))
 
     def _remove(self, vmid: int, name: str) -> None:
         self.machines.tasks.settle(vmid=vmid)
-        if name not in self.snapshots(vmid):
+        if name not in self.tree(vmid):
             return
         try:
             self.machines.task(self.client.delete(self.machines.path(vmid, "snapshot", name)))
         except TaskFailed:
-            if name in self.snapshots(vmid):
+            if name in self.tree(vmid):
                 raise
 
-    def _promoted_before(self, wanted: Checkpoint, mark: str) -> int | None:
-        """The VM that an earlier run has made of this checkpoint, when it was not told which id to take."""
-        for vm in self.machines.list():
-            if wanted.name.lower() in split_tags(vm.get("tags")) or vm.get("name") == wanted.name:
-                text = (self.machines.config(vm["vmid"]) or {}).get("description", "")
-                if mark in text.split() and (wanted.identity is None or wanted.identity.owns(text)):
-                    return int(vm["vmid"])
-        return None
-
-    def _same(self, facts: dict[str, Any]) -> Change:
-        return Change({}, {}, facts)
-
-    def _facts(self, vmid: int | None, name: str, carrier: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "vm_id": vmid,
-            "node": self.machines.node,
-            "carrier": carrier,
-            "size_bytes": None,
-            "created_at": None,
-            "exists": True,
-        }
-
-    def _snapshot_facts(self, vmid: int, entry: dict[str, Any]) -> dict[str, Any]:
-        at = datetime.fromtimestamp(int(entry["snaptime"]), UTC).isoformat() if entry.get("snaptime") else None
-        return {**self._facts(vmid, entry["name"], "snapshot"), "created_at": at, "ram": bool(entry.get("vmstate"))}
+    def _remove_template(self, vmid: int, wanted: Checkpoint) -> None:
+        seen = self.machines.settled(vmid)
+        if seen is not None:
+            self.machines.check_identity(seen, wanted.identity)
+            self.machines.task(self.client.delete(self.machines.path(vmid), purge=True))
 
     def _template_facts(self, seen: Seen, wanted: Checkpoint) -> dict[str, Any]:
-        _, _, after = str(seen.config.get("description", "")).partition(f"checkpoint={wanted.name} at=")
-        return {**self._facts(seen.vmid, wanted.name, "template"), "created_at": after.split()[0] if after else None}
+        found = re.search(_mark(wanted.name).pattern + r" at=(\S+)", _text(seen))
+        return {**self.facts(seen.vmid, wanted.name, "template"), "created_at": found.group(1) if found else None}
 
-    def _promoted_facts(self, vmid: int, wanted: Checkpoint) -> dict[str, Any]:
-        return self._facts(vmid, wanted.name, "template")
+
+def is_promotion(text: str, vmid: int, name: str, identity: Identity | None) -> bool:
+    """Whether a description is that of a template made of this VM's snapshot."""
+    words = text.split()
+    of = next((word for word in words if word.startswith("of=")), None)
+    if f"checkpoint={name}" not in words or of not in (None, f"of={vmid}"):
+        return False
+    # A template that does not say of which VM it is: its identity tells, where there is one.
+    return identity is None or identity.owns(text)
+
+
+def _shown(facts: dict[str, Any]) -> dict[str, Any]:
+    """What before and after show of a checkpoint."""
+    shown = {"checkpoint": facts["name"], "vm_id": facts["vm_id"], "carrier": facts["carrier"]}
+    return shown | {key: facts[key] for key in ("description", "parent", "ram") if key in facts}
+
+
+def _mark(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\S)checkpoint={re.escape(name)}(?!\S)")
+
+
+def _text(seen: Seen) -> str:
+    return str(seen.config.get("description") or "").rstrip()
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _validate(name: str) -> None:
+def validate(name: str) -> None:
     if not SNAPSHOT_NAME.fullmatch(name) or name in ("current", "pending"):
         raise NotPossible(
             f"'{name}' is not a snapshot name: 2 to 40 characters, a letter first, then letters, digits, '_', '-'."

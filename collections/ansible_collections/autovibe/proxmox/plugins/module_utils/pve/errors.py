@@ -124,6 +124,10 @@ class NotPossible(PveError):
     """The VM cannot be brought to the state that was asked for."""
 
 
+class FreezeHung(PveError):
+    """The guest did not freeze its filesystems in time."""
+
+
 class AgentError(PveError):
     """The guest agent refused a request."""
 
