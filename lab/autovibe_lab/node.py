@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volumes
 from autovibe_lab.errors import TaskError, no_config
+from autovibe_lab.firewall.files import Files
 from autovibe_lab.guest import Guest, NullGuest
 from autovibe_lab.latency import Delays, Latency
 from autovibe_lab.locks import ConfigLock
@@ -78,6 +79,7 @@ class Node:
         self.tasks = Tasks(self.name, self.paths.tasks)
         self.storages = Storages(self.paths, self.null_guests)
         self.pools = Pools(self.paths.user_cfg)
+        self.firewall = Files(self.paths.firewall)
         for file in self.paths.confs.glob("[1-9]*.conf"):
             vmid = int(file.stem)
             self.machines[vmid] = self._machine(vmid, Config.parse(file.read_text()))
@@ -161,7 +163,8 @@ class Node:
         machine.config.write(self.paths.conf(machine.vmid))
 
     def forget(self, machine: Machine) -> None:
-        """Remove the configuration, and the guest from its pool."""
+        """Remove the configuration and the firewall, and the guest from its pool."""
+        self.firewall.forget(machine.vmid)
         self.paths.conf(machine.vmid).unlink(missing_ok=True)
         self.machines.pop(machine.vmid, None)
         self.pools.remove(machine.vmid)

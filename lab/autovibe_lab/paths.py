@@ -34,6 +34,7 @@ class LabPaths:
         import/autovibe-guest.qcow2     disk images to import, storage `local`
         template/iso/                   ISO images, storage `local`
         null/images/100/…               volumes of storage `null`: empty placeholders
+        firewall/100.fw                 firewalls of guests, the node (host.fw) and all (cluster.fw)
         tasks/                          one log and one status file a task
         user.cfg                        pools
     """
@@ -57,6 +58,10 @@ class LabPaths:
     @property
     def tasks(self) -> Path:
         return self.state / "tasks"
+
+    @property
+    def firewall(self) -> Path:
+        return self.state / "firewall"
 
     @property
     def user_cfg(self) -> Path:

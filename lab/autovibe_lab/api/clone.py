@@ -154,6 +154,7 @@ async def _copy(request: Request, target: Machine, task: Task, made: list[str]) 
     await node.spend(request.source, "clone-end")
     target.config.current = {key: value for key, value in current.items() if key != "lock"}
     _copy_memory(request, target)
+    node.firewall.copy(request.source.vmid, target.vmid)
     node.save(target)
 
 

@@ -76,7 +76,7 @@ def route(method: str, template: str, schema: Schema | None = None, **params: Pa
 
     def register(handler: Callable[[Call], Awaitable[object]]) -> Callable:
         names = re.findall(r"{(\w+)\*?}", template)
-        own = {name: PATH_PARAMS.get(name, STRING) for name in names}
+        own = {name: params.get(name, PATH_PARAMS.get(name, STRING)) for name in names}
         base = schema or Schema({})
         full = Schema(base.params | params | own, base.numbered)
         pattern = re.sub(r"{(\w+)\*}", r"(?P<\1>.+)", template)

@@ -1,0 +1,1 @@
+"""The firewall: its files, its rules, and what they do to a packet."""
