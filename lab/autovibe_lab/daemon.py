@@ -42,6 +42,7 @@ class Settings:
     login_delay: float = 3
     lock_timeout: float = 10
     null_guests: bool = False
+    bare_guests: bool = False
     hang_delay: float = 5
     latency: str = "off"
     time_scale: float = 1
@@ -63,6 +64,7 @@ class Lab:
             accel=settings.accel,
             delays=settings.delays(),
             null_guests=settings.null_guests,
+            bare_guests=settings.bare_guests,
         )
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument("--hang-delay", type=float, default=5)
     parser.add_argument("--latency", choices=tuple(PROFILES), default="off")
     parser.add_argument("--null-guests", action="store_true", help="no processes and no disks, on any storage")
+    parser.add_argument("--bare-guests", action="store_true", help="null guests without an operating system")
     parser.add_argument("--time-scale", type=float, default=1)
     settings = Settings(**vars(parser.parse_args()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

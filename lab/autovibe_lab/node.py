@@ -60,7 +60,8 @@ class Node:
     """All state of one node.
 
     `null_guests`: every guest is a null guest, and placeholders stand for all volumes. `disk_delay`: seconds that
-    making a volume takes beside its own, as on a slow storage.
+    making a volume takes beside its own, as on a slow storage. `bare_guests`: null guests have no operating system,
+    unless they boot from a CD.
     """
 
     paths: LabPaths
@@ -69,6 +70,7 @@ class Node:
     accel: str = "tcg"
     delays: Delays = field(default_factory=Delays)
     null_guests: bool = False
+    bare_guests: bool = False
     disk_delay: float = 0
     machines: dict[int, Machine] = field(default_factory=dict)
 
@@ -144,7 +146,9 @@ class Node:
         if machine.guest is not None and isinstance(machine.guest, NullGuest) != machine.is_null:
             machine.guest = None if not machine.guest.running() else machine.guest
         if machine.guest is None:
-            machine.guest = NullGuest(machine.vmid) if machine.is_null else self._qemu_guest(machine.vmid)
+            machine.guest = (
+                NullGuest(machine.vmid, self.bare_guests) if machine.is_null else self._qemu_guest(machine.vmid)
+            )
         return machine.guest
 
     def _qemu_guest(self, vmid: int) -> Guest:

@@ -1,6 +1,7 @@
 """/nodes/N/qemu/ID/agent: what Proxmox makes of the guest agent's commands.
 
-Text travels as latin-1: every character of `content` and `out-data` is one byte.
+Text travels as latin-1: every character of a parameter, of `content` and of `out-data` is one byte. So a path in UTF-8
+comes as that many characters (`path.encode().decode("latin-1")`), and the agent gets the bytes that they stand for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ AGENT = "/nodes/{node}/qemu/{vmid}/agent"
 #: What file-read gives at most, in bytes, and how much of it at a time.
 READ_LIMIT = 16 << 20
 READ_CHUNK = 1 << 20
+#: A program's output of this many bytes, in base64, does not come through Proxmox's channel in time.
+OUTPUT_LIMIT = 3 << 20
 
 #: Of our own guests' start: the agent was not there yet.
 NOT_RUNNING = "QEMU guest agent is not running"
@@ -33,10 +36,10 @@ def _guest(call: Call) -> Guest:
     return call.node.guest(machine)
 
 
-async def _ask(guest: Guest, command: str, arguments: dict | None = None, timeout: float = 5) -> object:
+async def _ask(call: Call, command: str, arguments: dict | None = None, timeout: float = 5) -> object:
     """The agent's answer. Silence is one 500, the agent's own refusal another."""
     try:
-        return await guest.agent(command, arguments, timeout)
+        return await _guest(call).agent(command, arguments, timeout * call.node.time_scale)
     except AgentError as error:
         message = str(error)
         silent = message == NOT_RUNNING or "timeout" in message or "not running" in message
@@ -58,49 +61,72 @@ GETS = [
     "info",
     "network-get-interfaces",
 ]
-POSTS = ["fsfreeze-freeze", "fsfreeze-status", "fsfreeze-thaw", "fstrim", "ping", "shutdown"]
+POSTS = ["fsfreeze-freeze", "fsfreeze-status", "fsfreeze-thaw", "fstrim", "ping"]
+#: These have no answer when they succeed.
+GOODBYES = ["shutdown", "suspend-disk", "suspend-hybrid", "suspend-ram"]
+OTHERS = ["exec", "exec-status", "file-read", "file-write", "set-user-password"]
 
 
 def _plain(method: str, name: str) -> None:
     @route(method, f"{AGENT}/{name}")
     async def command(call: Call) -> object:
         timeout = 60 if name.startswith("fs") else 5
-        return {"result": await _ask(_guest(call), f"guest-{name}", timeout=timeout)}
+        return {"result": await _ask(call, f"guest-{name}", timeout=timeout)}
+
+
+def _goodbye(name: str) -> None:
+    @route("POST", f"{AGENT}/{name}")
+    async def command(call: Call) -> object:
+        guest = _guest(call)
+        await _ask(call, "guest-ping")
+        if name == "shutdown":
+            await guest.shutdown(5 * call.node.time_scale)
+        else:
+            await _ask(call, f"guest-{name}")
+        return {"result": None}
 
 
 for _name in GETS:
     _plain("GET", _name)
 for _name in POSTS:
     _plain("POST", _name)
+for _name in GOODBYES:
+    _goodbye(_name)
 
 
 @route("GET", AGENT)
 async def index(call: Call) -> object:
-    names = [*GETS, *POSTS, "exec", "exec-status", "file-read", "file-write"]
-    return [{"name": name} for name in sorted(names)]
+    return [{"name": name} for name in sorted([*GETS, *POSTS, *GOODBYES, *OTHERS])]
+
+
+@route("POST", AGENT, command=Param(enum=tuple(sorted(GETS + POSTS + GOODBYES))))
+async def any_command(call: Call) -> object:
+    """The old way: the command as a parameter."""
+    return {"result": await _ask(call, f"guest-{call.params['command']}")}
 
 
 @route("POST", f"{AGENT}/exec", command=Param("array"), **{"input-data": opt(Param(max_length=65536))})
 async def execute(call: Call) -> object:
-    path, *arguments = call.params["command"]
+    path, *arguments = map(_text, call.params["command"])
     request: dict[str, object] = {"path": path, "arg": arguments, "capture-output": True}
     if "input-data" in call.params:
         request["input-data"] = base64.b64encode(_bytes(call.params["input-data"])).decode()
-    guest = _guest(call)
     try:
-        answer = await guest.agent("guest-exec", request, 5)
-    except AgentError as error:
-        if "No such file" in str(error) or "Failed to execute" in str(error):
+        answer = await _ask(call, "guest-exec", request)
+    except ApiError as error:
+        if "No such file" in error.message or "Failed to execute" in error.message:
             # Proxmox's worker dies of it.
             await asyncio.sleep(call.node.hang_delay)
             raise ApiError(596, "Broken pipe", body=False) from None
-        return await _ask(guest, "guest-exec", request)
+        raise
     return {"pid": answer["pid"]}
 
 
 @route("GET", f"{AGENT}/exec-status", pid=INTEGER)
 async def exec_status(call: Call) -> object:
-    answer = dict(await _ask(_guest(call), "guest-exec-status", {"pid": call.params["pid"]}))
+    answer = dict(await _ask(call, "guest-exec-status", {"pid": call.params["pid"]}))
+    if sum(len(answer.get(f"{name}-data", "")) for name in ("out", "err")) > OUTPUT_LIMIT:
+        raise ApiError(500, f"VM {call.params['vmid']} qmp command 'guest-exec-status' failed - got timeout")
     found: dict[str, object] = {"exited": int(answer["exited"])}
     found |= {name: answer[name] for name in ("exitcode", "signal") if name in answer}
     for name in ("out", "err"):
@@ -112,16 +138,15 @@ async def exec_status(call: Call) -> object:
 
 @route("GET", f"{AGENT}/file-read", file=STRING)
 async def file_read(call: Call) -> object:
-    guest = _guest(call)
-    handle = await _ask(guest, "guest-file-open", {"path": call.params["file"], "mode": "r"})
+    handle = await _ask(call, "guest-file-open", {"path": _text(call.params["file"]), "mode": "r"})
     content, end = b"", False
     try:
         while not end and len(content) < READ_LIMIT:
-            answer = await _ask(guest, "guest-file-read", {"handle": handle, "count": READ_CHUNK}, 10)
+            answer = await _ask(call, "guest-file-read", {"handle": handle, "count": READ_CHUNK}, 10)
             content += base64.b64decode(answer["buf-b64"])
             end = answer["eof"]
     finally:
-        await _ask(guest, "guest-file-close", {"handle": handle})
+        await _ask(call, "guest-file-close", {"handle": handle})
     found: dict[str, object] = {"content": content[:READ_LIMIT].decode("latin-1")}
     found["bytes-read"] = len(content[:READ_LIMIT])
     return found | ({} if end else {"truncated": 1})
@@ -129,13 +154,13 @@ async def file_read(call: Call) -> object:
 
 @route("POST", f"{AGENT}/file-write", file=STRING, content=Param(max_length=61440), encode=opt(BOOLEAN))
 async def file_write(call: Call) -> None:
-    guest, content = _guest(call), call.params["content"]
+    content = call.params["content"]
     data = base64.b64encode(_bytes(content)).decode() if call.get("encode", True) else content
-    handle = await _ask(guest, "guest-file-open", {"path": call.params["file"], "mode": "wb"})
+    handle = await _ask(call, "guest-file-open", {"path": _text(call.params["file"]), "mode": "wb"})
     try:
-        await _ask(guest, "guest-file-write", {"handle": handle, "buf-b64": data}, 10)
+        await _ask(call, "guest-file-write", {"handle": handle, "buf-b64": data}, 10)
     finally:
-        await _ask(guest, "guest-file-close", {"handle": handle})
+        await _ask(call, "guest-file-close", {"handle": handle})
 
 
 def _bytes(text: str) -> bytes:
@@ -144,3 +169,24 @@ def _bytes(text: str) -> bytes:
     except UnicodeEncodeError:
         # Proxmox dies of a wide character.
         raise ApiError(500, "Wide character in subroutine entry") from None
+
+
+def _text(text: str) -> str:
+    """What the agent reads where Proxmox wrote each character as one byte into its JSON, which is UTF-8."""
+    try:
+        return _bytes(text).decode()
+    except UnicodeDecodeError:
+        raise ApiError(500, "Agent error: JSON parse error, invalid UTF-8 sequence in string") from None
+
+
+@route(
+    "POST",
+    f"{AGENT}/set-user-password",
+    username=STRING,
+    password=Param(min_length=5, max_length=1024),
+    crypted=opt(BOOLEAN),
+)
+async def set_user_password(call: Call) -> object:
+    password = base64.b64encode(_bytes(call.params["password"])).decode()
+    request = {"username": _text(call.params["username"]), "password": password}
+    return {"result": await _ask(call, "guest-set-user-password", request | {"crypted": bool(call.get("crypted"))})}

@@ -174,4 +174,4 @@ def _copy_memory(request: Request, target: Machine) -> None:
     """A null guest's files are its disk's content."""
     old, new = request.node.guest(request.source), request.node.guest(target)
     if isinstance(old, NullGuest) and isinstance(new, NullGuest):
-        new.files = dict(old.files if request.snapshot is None else old.snapshots.get(request.snapshot, {}))
+        new.disk = (old.disk if request.snapshot is None else old.snapshots[request.snapshot]).copy()
