@@ -73,8 +73,10 @@ class Aids:
             since = int(body.get("since", 0))
             return [call for call in self.calls if call["seq"] > since] if since else list(self.calls)
         if what == "tasks" and method == "GET":
-            tasks = self.node.tasks.all.values()
+            tasks = self.node.cluster.tasks()
             return [task.status_entry() | {"exitstatus": task.status} for task in tasks]
+        if what == "nodes":
+            return self._on_nodes(method, id, body)
         if what == "latency" and method in ("GET", "PUT", "POST"):
             self.node.delays.change(body)
             return asdict(self.node.delays)
@@ -83,6 +85,17 @@ class Aids:
         if what == "faults":
             return self._on_list(self.faults, lambda: Fault.of(body), method, id)
         return None
+
+    def _on_nodes(self, method: str, name: str, body: dict) -> object:
+        """PUT takes a node down or brings it back; none of its tasks or guests ends."""
+        cluster = self.node.cluster
+        if method == "PUT":
+            if name not in cluster.nodes:
+                return None
+            if name == cluster.local.name:
+                raise ValueError(f"{name} is the node that answers")
+            (cluster.offline.discard if body["online"] else cluster.offline.add)(name)
+        return {name: {"online": name not in cluster.offline} for name in cluster.nodes}
 
     def _on_list(self, all: dict, make: object, method: str, id: str) -> object:
         """POST adds one; GET and DELETE are for one, or without an id for all of them."""

@@ -61,6 +61,9 @@ def lab() -> None:
     help="Let null guests take the time of a real server.",
 )
 @click.option("--time-scale", type=click.FloatRange(0), default=1, show_default=True, help="Multiply all delays.")
+@click.option(
+    "--nodes", type=click.IntRange(1, 16), default=1, show_default=True, help="Play a cluster of so many nodes."
+)
 @json_option
 def up(state: Path | None, no_image: bool, as_json: bool, **settings: object) -> None:
     """Start the lab and return as soon as it answers."""

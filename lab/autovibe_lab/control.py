@@ -68,6 +68,7 @@ def up(
     lock_timeout: float = 10,
     latency: str = "off",
     time_scale: float = 1,
+    nodes: int = 1,
     progress: Progress = lambda text: None,
 ) -> dict:
     """Start the lab and return its endpoint as soon as it answers; one that runs already is left as it is.
@@ -84,13 +85,13 @@ def up(
         else:
             _check_room(state, image)
             _check_port(port)
-        accel = _install_image(state, kvm, progress) if image else "tcg"
+        accel = _install_image(state, nodes, kvm, progress) if image else "tcg"
         if found:
             return found
         settings = ["--port", DEFAULT_PORT if port is None else port]
         settings += ["--hub-port", DEFAULT_HUB_PORT if hub_port is None else hub_port, "--accel", accel]
         settings += ["--login-delay", login_delay, "--lock-timeout", lock_timeout]
-        settings += ["--latency", latency, "--time-scale", time_scale]
+        settings += ["--latency", latency, "--time-scale", time_scale, "--nodes", nodes]
         return _start(state, [str(setting) for setting in settings])
 
 
@@ -204,15 +205,17 @@ def _check_port(port: int | None) -> None:
             raise LabError(f"port {port} on {HOST} {reason}: choose another with --port", 2) from None
 
 
-def _install_image(state: Path, kvm: str, progress: Progress) -> str:
-    """Build and install the guest image; returns the accelerator for guests."""
+def _install_image(state: Path, nodes: int, kvm: str, progress: Progress) -> str:
+    """Build the guest image and install it on every node; returns the accelerator for guests."""
     from autovibe_lab import accel, image
 
     paths = LabPaths(state)
     paths.make()
     try:
         folder = image.build(progress)
-        image.install(folder, paths)
+        for one in (paths, *(paths.of_node(f"pve{number}") for number in range(2, nodes + 1))):
+            one.make()
+            image.install(folder, one)
     except image.ImageError as error:
         raise LabError(str(error)) from None
     found = "tcg" if kvm == "off" else accel.probe(folder)

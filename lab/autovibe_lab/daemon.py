@@ -46,6 +46,7 @@ class Settings:
     hang_delay: float = 5
     latency: str = "off"
     time_scale: float = 1
+    nodes: int = 1
 
     def delays(self) -> Delays:
         return Delays(self.latency, self.time_scale, self.lock_timeout, self.login_delay, self.hang_delay)
@@ -58,14 +59,13 @@ class Lab:
         self.settings = settings
         self.paths = LabPaths(settings.state)
         network = Network(settings.hub_port)
-        self.node = Node(
-            self.paths,
-            network,
-            accel=settings.accel,
-            delays=settings.delays(),
-            null_guests=settings.null_guests,
-            bare_guests=settings.bare_guests,
-        )
+        shared = {"accel": settings.accel, "delays": settings.delays(), "null_guests": settings.null_guests}
+        shared["bare_guests"] = settings.bare_guests
+        self.node = Node(self.paths, network, **shared)
+        for number in range(2, settings.nodes + 1):
+            name = f"pve{number}"
+            Node(self.paths.of_node(name), network, name=name, cluster=self.node.cluster, **shared)
+        self.nodes = list(self.node.cluster.nodes.values())
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
         self.server = Server(self.node, self.secrets)
@@ -79,7 +79,8 @@ class Lab:
 
     async def start(self) -> None:
         """Listen (port 0: any that is free), adopt what runs, then say so in `endpoint.json`."""
-        await self.node.adopt()
+        for node in self.nodes:
+            await node.adopt()
         await self._start_model()
         await self.runner.setup()
         site = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
@@ -87,6 +88,7 @@ class Lab:
         self.port = self.runner.addresses[0][1]
         endpoint = {"host": HOST, "port": self.port, "node": self.node.name, "hub_port": self.settings.hub_port}
         endpoint |= {"pid": os.getpid(), "accel": self.settings.accel}
+        endpoint["nodes"] = [node.name for node in self.nodes]
         _write(self.paths.state / "port", str(self.port))
         _write(self.paths.state / "endpoint.json", json.dumps(endpoint))
 
@@ -98,7 +100,8 @@ class Lab:
 
     async def close(self) -> None:
         """Stop answering. Guests go on running; who wants them gone has stopped them before."""
-        await self.node.close()
+        for node in self.nodes:
+            await node.close()
         await self.model.cleanup()
         await self.runner.cleanup()
 
@@ -152,6 +155,7 @@ def main() -> None:
     parser.add_argument("--lock-timeout", type=float, default=10)
     parser.add_argument("--hang-delay", type=float, default=5)
     parser.add_argument("--latency", choices=tuple(PROFILES), default="off")
+    parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--null-guests", action="store_true", help="no processes and no disks, on any storage")
     parser.add_argument("--bare-guests", action="store_true", help="null guests without an operating system")
     parser.add_argument("--time-scale", type=float, default=1)

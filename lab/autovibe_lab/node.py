@@ -6,6 +6,7 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
+from autovibe_lab.cluster import Cluster
 from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volumes
 from autovibe_lab.errors import TaskError, no_config
 from autovibe_lab.firewall.files import Files
@@ -73,6 +74,7 @@ class Node:
     bare_guests: bool = False
     disk_delay: float = 0
     machines: dict[int, Machine] = field(default_factory=dict)
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         self.paths.make()
@@ -80,14 +82,19 @@ class Node:
         self.latency = Latency(self.delays)
         self.tasks = Tasks(self.name, self.paths.tasks)
         self.storages = Storages(self.paths, self.null_guests)
-        self.pools = Pools(self.paths.user_cfg)
-        self.firewall = Files(self.paths.firewall)
+        self.cluster = self.cluster or Cluster(Pools(self.paths.user_cfg))
+        self.cluster.nodes[self.name] = self
+        self.firewall = Files(self.paths.firewall, self.paths.state / "firewall")
         for file in self.paths.confs.glob("[1-9]*.conf"):
             vmid = int(file.stem)
             self.machines[vmid] = self._machine(vmid, Config.parse(file.read_text()))
 
     def _machine(self, vmid: int, config: Config) -> Machine:
         return Machine(vmid, config, ConfigLock(vmid), only_null=self.null_guests)
+
+    @property
+    def pools(self) -> Pools:
+        return self.cluster.pools
 
     @property
     def time_scale(self) -> float:
@@ -166,18 +173,17 @@ class Node:
     def save(self, machine: Machine) -> None:
         machine.config.write(self.paths.conf(machine.vmid))
 
+    def hand_over(self, machine: Machine, other: Node) -> None:
+        """The guest is another node's from now on: its configuration file moves there."""
+        self.paths.conf(machine.vmid).replace(other.paths.conf(machine.vmid))
+        other.machines[machine.vmid] = self.machines.pop(machine.vmid)
+
     def forget(self, machine: Machine) -> None:
         """Remove the configuration and the firewall, and the guest from its pool."""
         self.firewall.forget(machine.vmid)
         self.paths.conf(machine.vmid).unlink(missing_ok=True)
         self.machines.pop(machine.vmid, None)
         self.pools.remove(machine.vmid)
-
-    def free_id(self) -> int:
-        vmid = 100
-        while vmid in self.machines:
-            vmid += 1
-        return vmid
 
     def volumes(self) -> list[tuple[str, int]]:
         """Every volume that a configuration names, with its size there."""
@@ -195,4 +201,5 @@ class Node:
     def linked_clones_of(self, volid: str) -> list[str]:
         """The volumes that are linked clones of this one."""
         own = own_id(volid)
-        return [other for other, _ in self.volumes() if base_of(other) == own]
+        volumes = [volume for node in self.cluster.nodes.values() for volume, _ in node.volumes()]
+        return [other for other in volumes if base_of(other) == own]

@@ -37,9 +37,20 @@ class LabPaths:
         firewall/100.fw                 firewalls of guests, the node (host.fw) and all (cluster.fw)
         tasks/                          one log and one status file a task
         user.cfg                        pools
+        nodes/pve2/…                    the same of a further node; volumes of `null`, pools and sockets are shared
     """
 
     state: Path
+    #: The state folder of the first node, when this is another one's: what the nodes share is there.
+    first: Path | None = None
+
+    @property
+    def shared(self) -> Path:
+        return self.first or self.state
+
+    def of_node(self, name: str) -> LabPaths:
+        """The paths of another node of the same cluster: `nodes/pve2/…`."""
+        return LabPaths(self.state / "nodes" / name, self.state)
 
     def conf(self, vmid: int) -> Path:
         return self.confs / f"{vmid}.conf"
@@ -61,19 +72,19 @@ class LabPaths:
 
     @property
     def firewall(self) -> Path:
-        return self.state / "firewall"
+        return self.shared / "firewall"
 
     @property
     def user_cfg(self) -> Path:
-        return self.state / "user.cfg"
+        return self.shared / "user.cfg"
 
     @property
     def run(self) -> Path:
         """Sockets and pid files (mode 0700). Where the state's path is too long for sockets: a folder in /tmp."""
-        folder = self.state / "run"
+        folder = self.shared / "run"
         if len(os.fsencode(folder)) <= LONGEST_RUN_FOLDER:
             return folder
-        digest = hashlib.sha256(os.fsencode(self.state.absolute())).hexdigest()[:12]
+        digest = hashlib.sha256(os.fsencode(self.shared.absolute())).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"autovibe-lab-{os.getuid()}-{digest}"
 
     def storage(self, name: str) -> Path:
@@ -81,7 +92,7 @@ class LabPaths:
         if name == "local":
             return self.state
         if name == "null":
-            return self.state / "null"
+            return self.shared / "null"
         raise VolumeError(f"storage '{name}' does not exist")
 
     def volume(self, volid: str) -> Path:
@@ -106,6 +117,6 @@ class LabPaths:
         for folder in (self.state, self.run):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
-        for folder in (self.confs, self.imports, self.tasks, self.state / "images", self.state / "null" / "images"):
+        for folder in (self.confs, self.imports, self.tasks, self.state / "images", self.shared / "null" / "images"):
             folder.mkdir(parents=True, exist_ok=True)
         (self.state / "template" / "iso").mkdir(parents=True, exist_ok=True)

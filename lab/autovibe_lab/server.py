@@ -33,7 +33,7 @@ TICKET = Schema(
 
 
 class Server:
-    """One node's API as an aiohttp application."""
+    """The API of a cluster's first node as an aiohttp application: it hands the calls of others on."""
 
     def __init__(self, node: Node, secrets: Secrets) -> None:
         self.node = node
@@ -92,13 +92,10 @@ class Server:
         if method == "DELETE" and request.can_read_body:
             raise ApiError(501, "Unexpected content for method 'DELETE'", body=False)
         route, in_path = find(method, path)
-        node = in_path.get("node", self.node.name)
-        if node != self.node.name:
-            reason = "failed to get address info for: " + node + ": Name or service not known"
-            raise ApiError(500, f"hostname lookup '{node}' failed - {reason}")
+        node = self.node.cluster.node(in_path["node"]) if "node" in in_path else self.node
         params = route.schema.verify(await _parameters(request) | in_path)
-        async with self.node.latency.call(method, path):
-            return await route.handler(Call(self.node, user, params))
+        async with node.latency.call(method, path):
+            return await route.handler(Call(node, user, params))
 
 
 def _dropped(request: web.Request) -> web.Response:

@@ -119,6 +119,10 @@ class Aids:
     def tasks(self) -> list[dict]:
         return self("GET", "tasks")
 
+    def online(self, node: str, online: bool) -> None:
+        """Take a node down (calls for it end in a 595), or bring it back."""
+        self("PUT", f"nodes/{node}", {"online": online})
+
     def latency(self, **delays: object) -> dict:
         """Change delays, and return all: profile, time_scale, lock_timeout, login_delay, hang_delay."""
         return self("PUT", "latency", delays)

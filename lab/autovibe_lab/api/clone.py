@@ -39,6 +39,7 @@ class Request:
     name: str
     description: str | None
     pool: str | None
+    target: Node | None = None
 
     def config(self) -> Section:
         """The new configuration before its disks are copied: an identity of its own, all else inherited."""
@@ -76,10 +77,11 @@ def _request(call: Call) -> Request:
         raise ApiError(500, f"unable to find configuration file for VM {vmid} on node '{node.name}'")
     if "pool" in call.params:
         node.pools.check(call.params["pool"])
-    if call.get("target", node.name) != node.name:
-        raise ApiError(500, f"no such cluster node '{call.params['target']}'")
+    target = _target(call)
     if storage := call.get("storage"):
         node.storages.check(storage)
+        if target and not node.cluster.shares(storage):
+            raise ApiError(500, f"can't clone to non-shared storage '{storage}'")
     source, snapshot = call.unlocked(), call.get("snapname")
     if snapshot is not None and snapshot not in source.config.snapshots:
         raise ApiError(500, f"snapshot '{snapshot}' does not exist")
@@ -89,9 +91,25 @@ def _request(call: Call) -> Request:
         _check_linked(call, section)
     if newid in node.machines:
         raise ApiError(500, f"unable to create VM {newid}: config file already exists")
+    if holder := node.cluster.holder(newid):
+        raise ApiError(500, f"VM {newid} already exists on node '{holder.name}'")
+    used = {drive.volid.partition(":")[0] for drive in drives(section) if "/" in drive.volid}
+    if target and not all(node.cluster.shares(name) for name in used):
+        raise ApiError(500, f"can't clone VM to node '{target.name}' (VM uses local storage)")
     name = call.get("name") or f"Copy-of-VM-{section.get('name', vmid)}"
     description = call.get("description")
-    return Request(node, source, section, snapshot, newid, linked, storage, name, description, call.get("pool"))
+    pool = call.get("pool")
+    return Request(node, source, section, snapshot, newid, linked, storage, name, description, pool, target)
+
+
+def _target(call: Call) -> Node | None:
+    """The other node that the clone is to be on."""
+    name = call.get("target", call.node.name)
+    if name in (call.node.name, "localhost"):
+        return None
+    if name not in call.node.cluster.nodes:
+        raise ApiError(500, f"no such cluster node '{name}'")
+    return call.node.cluster.nodes[name]
 
 
 def _check_linked(call: Call, section: Section) -> None:
@@ -128,6 +146,8 @@ async def clone(call: Call) -> object:
             if isinstance(error, (DiskError, TaskError)):
                 raise TaskError(f"clone failed: {error}") from None
             raise
+        if request.target is not None:
+            call.node.hand_over(target, request.target)
         if request.pool is not None:
             call.node.pools.add(request.pool, request.vmid)
 

@@ -9,7 +9,9 @@ import psutil
 from autovibe_lab.api.nodes import VERSION
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import resource
+from autovibe_lab.cluster import NAME
 from autovibe_lab.errors import invalid
+from autovibe_lab.node import Node
 from autovibe_lab.schema import VMID, Param, opt
 from autovibe_lab.volumes import CONTENT
 
@@ -23,49 +25,67 @@ async def version(call: Call) -> object:
 async def nextid(call: Call) -> object:
     vmid = call.get("vmid")
     if vmid is None:
-        return str(call.node.free_id())
-    if vmid in call.node.machines:
+        return str(call.node.cluster.free_id())
+    if call.node.cluster.holder(vmid):
         raise invalid(vmid=f"VM {vmid} already exists")
     return str(vmid)
 
 
 @route("GET", "/cluster/status")
 async def status(call: Call) -> object:
-    name = call.node.name
-    entry = {"type": "node", "id": f"node/{name}", "name": name, "nodeid": 0, "ip": "127.0.0.1"}
-    return [entry | {"online": 1, "local": 1, "level": ""}]
+    cluster = call.node.cluster
+    several = len(cluster.nodes) > 1
+    found: list[dict] = []
+    if several:
+        found.append({"type": "cluster", "id": "cluster", "name": NAME, "version": 1, "quorate": 1})
+        found[0]["nodes"] = len(cluster.nodes)
+    for number, name in enumerate(cluster.nodes, 1):
+        entry = {"type": "node", "id": f"node/{name}", "name": name, "ip": "127.0.0.1", "level": ""}
+        entry |= {"nodeid": number if several else 0, "local": int(name == cluster.local.name)}
+        found.append(entry | {"online": int(name not in cluster.offline)})
+    return found
 
 
 @route("GET", "/cluster/resources", type=opt(Param(enum=("vm", "storage", "node", "sdn"))))
 async def resources(call: Call) -> object:
-    node, kind = call.node, call.get("type")
+    cluster, kind = call.node.cluster, call.get("type")
     found: list[dict] = []
     if kind in (None, "vm"):
-        found += [resource(node, machine) for machine in list(node.machines.values())]
-    if kind in (None, "node"):
-        usage, memory = shutil.disk_usage(node.paths.state), psutil.virtual_memory()
-        entry = {"type": "node", "id": f"node/{node.name}", "node": node.name, "status": "online", "level": ""}
-        entry |= {"maxcpu": psutil.cpu_count(), "cpu": psutil.cpu_percent() / 100, "cgroup-mode": 2}
-        entry |= {"maxmem": memory.total, "mem": memory.used, "maxdisk": usage.total, "disk": usage.used}
-        found.append(entry)
-    if kind in (None, "storage"):
-        found += [_storage(call, storage) for storage in CONTENT]
-    if kind in (None, "sdn"):
-        sdn = {"type": "sdn", "id": f"sdn/{node.name}/localnetwork", "sdn": "localnetwork", "status": "ok"}
-        found.append(sdn | {"node": node.name})
+        found += [resource(node, machine) for node, machine in cluster.guests()]
+    for node in cluster.nodes.values():
+        if kind in (None, "node"):
+            found.append(_node(node))
+        if kind in (None, "storage"):
+            found += [_storage(node, storage) for storage in CONTENT]
+        if kind in (None, "sdn"):
+            sdn = {"type": "sdn", "id": f"sdn/{node.name}/localnetwork", "sdn": "localnetwork", "node": node.name}
+            found.append(sdn | {"status": "unknown" if node.name in cluster.offline else "ok"})
     return found
 
 
-def _storage(call: Call, storage: str) -> dict:
-    name, status = call.node.name, call.node.storages.status(storage)
-    entry = {"type": "storage", "id": f"storage/{name}/{storage}", "storage": storage, "node": name, "shared": 0}
-    entry |= {"plugintype": "dir", "status": "available", "content": CONTENT[storage]}
+def _node(node: Node) -> dict:
+    entry = {"type": "node", "id": f"node/{node.name}", "node": node.name, "level": "", "cgroup-mode": 2}
+    if node.name in node.cluster.offline:
+        return entry | {"status": "offline"}
+    usage, memory = shutil.disk_usage(node.paths.state), psutil.virtual_memory()
+    entry |= {"status": "online", "maxcpu": psutil.cpu_count(), "cpu": psutil.cpu_percent() / 100}
+    return entry | {"maxmem": memory.total, "mem": memory.used, "maxdisk": usage.total, "disk": usage.used}
+
+
+def _storage(node: Node, storage: str) -> dict:
+    name, shared = node.name, int(node.cluster.shares(storage))
+    entry = {"type": "storage", "id": f"storage/{name}/{storage}", "storage": storage, "node": name, "shared": shared}
+    entry |= {"plugintype": "dir", "content": CONTENT[storage]}
+    if name in node.cluster.offline:
+        return entry | {"status": "unknown"}
+    status = node.storages.status(storage)
+    entry["status"] = "available"
     return entry | {"disk": status["used"], "maxdisk": status["total"]}
 
 
 @route("GET", "/cluster/tasks")
 async def tasks(call: Call) -> object:
-    return [task.list_entry() for task in reversed(list(call.node.tasks.all.values()))][:250]
+    return [task.list_entry() for task in reversed(call.node.cluster.tasks())][:250]
 
 
 @route("GET", "/cluster/options")

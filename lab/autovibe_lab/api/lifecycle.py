@@ -56,8 +56,8 @@ async def create(call: Call) -> object:
         node.pools.check(call.params["pool"])
     given = {name: config_text(value) for name, value in call.params.items() if name not in CREATE and name != "node"}
     edit.check_storages(node, given)
-    if vmid in node.machines:
-        raise ApiError(500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{node.name}'")
+    if holder := node.cluster.holder(vmid):
+        raise ApiError(500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{holder.name}'")
     machine = node.add(vmid, {"lock": "create"})
 
     async def work(task: Task) -> None:

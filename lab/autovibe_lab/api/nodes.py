@@ -9,7 +9,7 @@ import time
 import psutil
 
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.node import BRIDGES
+from autovibe_lab.node import BRIDGES, Node
 
 VERSION = {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"}
 
@@ -21,11 +21,17 @@ async def index(call: Call) -> object:
 
 @route("GET", "/nodes")
 async def nodes(call: Call) -> object:
-    memory, disk, name = psutil.virtual_memory(), shutil.disk_usage(call.node.paths.state), call.node.name
-    entry = {"type": "node", "id": f"node/{name}", "node": name, "status": "online", "level": ""}
-    entry |= {"cpu": psutil.cpu_percent() / 100, "maxcpu": psutil.cpu_count(), "mem": memory.used}
+    return [_entry(node) for node in call.node.cluster.nodes.values()]
+
+
+def _entry(node: Node) -> dict:
+    entry = {"type": "node", "id": f"node/{node.name}", "node": node.name, "level": ""}
+    if node.name in node.cluster.offline:
+        return entry | {"status": "offline"}
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(node.paths.state)
+    entry |= {"status": "online", "cpu": psutil.cpu_percent() / 100, "maxcpu": psutil.cpu_count(), "mem": memory.used}
     entry |= {"maxmem": memory.total, "disk": disk.used, "maxdisk": disk.total}
-    return [entry | {"uptime": int(time.monotonic() - call.node.started)}]
+    return entry | {"uptime": int(time.monotonic() - node.started)}
 
 
 @route("GET", "/nodes/{node}/version")

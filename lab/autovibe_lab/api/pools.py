@@ -16,8 +16,8 @@ UPDATE |= {"allow-move": opt(BOOLEAN)}
 def _show(call: Call, name: str) -> dict:
     if name not in call.node.pools.all:
         raise ApiError(500, f"pool '{name}' does not exist")
-    pool, machines = call.node.pools.all[name], call.node.machines
-    members = [resource(call.node, machines[vmid]) for vmid in sorted(pool.vms) if vmid in machines]
+    pool = call.node.pools.all[name]
+    members = [resource(node, machine) for node, machine in call.node.cluster.guests() if machine.vmid in pool.vms]
     node = call.node.name
     members += [
         {"type": "storage", "id": f"storage/{node}/{storage}", "storage": storage, "node": node}

@@ -45,6 +45,8 @@ def resource(node: Node, machine: Machine) -> dict:
     entry = summary(machine)
     entry |= {"type": "qemu", "id": f"qemu/{machine.vmid}", "node": node.name, "maxcpu": entry.pop("cpus")}
     entry["template"] = int(machine.is_template)
+    if node.name in node.cluster.offline:
+        entry["status"] = "unknown"
     if pool := node.pools.of(machine.vmid):
         entry["pool"] = pool
     return entry

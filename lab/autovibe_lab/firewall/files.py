@@ -174,14 +174,15 @@ def format_rule(rule: Entry) -> str:
 
 
 class Files:
-    """The firewall's files in a folder. A file that says nothing is no file."""
+    """The firewall's files in a folder, the node's own in `host` of its. A file that says nothing is no file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: Path | None = None) -> None:
         self.folder = folder
+        self.host = host or folder
 
     def path(self, name: object) -> Path:
         """`cluster`, `host`, or a guest's id."""
-        return self.folder / f"{name}.fw"
+        return (self.host if name == "host" else self.folder) / f"{name}.fw"
 
     def load(self, name: object) -> Firewall:
         path = self.path(name)

@@ -1,0 +1,66 @@
+"""What the nodes of one cluster share. A single node is a cluster of one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from autovibe_lab.errors import ApiError
+from autovibe_lab.pools import Pools
+from autovibe_lab.tasks import Task
+
+if TYPE_CHECKING:
+    from autovibe_lab.node import Machine, Node
+
+NAME = "autovibe"
+#: The storages that all nodes of a cluster of several share.
+SHARED = ("null",)
+
+
+@dataclass
+class Cluster:
+    """The nodes by name, the first of which answers; VM ids are taken once in all of them, pools span them."""
+
+    pools: Pools
+    nodes: dict[str, Node] = field(default_factory=dict)
+    #: Names of nodes that are down: reached by nobody, their guests' state unknown.
+    offline: set[str] = field(default_factory=set)
+
+    @property
+    def local(self) -> Node:
+        """The node that answers."""
+        return next(iter(self.nodes.values()))
+
+    def node(self, name: str) -> Node:
+        """The node of a path; the 500 of an unknown one, the 595 of one that is down."""
+        if name == "localhost":
+            name = self.local.name
+        if name not in self.nodes:
+            reason = f"failed to get address info for: {name}: Name or service not known"
+            raise ApiError(500, f"hostname lookup '{name}' failed - {reason}")
+        if name in self.offline:
+            raise ApiError(595, "No route to host", body=False)
+        return self.nodes[name]
+
+    def guests(self) -> Iterator[tuple[Node, Machine]]:
+        """Every guest with its node, by id."""
+        pairs = [(node, machine) for node in self.nodes.values() for machine in node.machines.values()]
+        return iter(sorted(pairs, key=lambda pair: pair[1].vmid))
+
+    def holder(self, vmid: int) -> Node | None:
+        """The node that has this guest."""
+        return next((node for node in self.nodes.values() if vmid in node.machines), None)
+
+    def free_id(self) -> int:
+        return next(vmid for vmid in itertools.count(100) if self.holder(vmid) is None)
+
+    def shares(self, storage: str) -> bool:
+        """Every node sees the same volumes there."""
+        return len(self.nodes) > 1 and storage in SHARED
+
+    def tasks(self) -> list[Task]:
+        """The tasks of all nodes that are up, oldest first."""
+        online = [node for node in self.nodes.values() if node.name not in self.offline]
+        return sorted((task for node in online for task in node.tasks.all.values()), key=lambda task: task.starttime)
