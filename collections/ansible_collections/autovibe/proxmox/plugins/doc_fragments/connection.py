@@ -59,10 +59,10 @@ options:
     type: path
   node:
     description:
-      - Name of the node.
+      - Name of the node. If not specified, it is the node where the VM is or, for a new VM, where its source is. In a
+        cluster with one node it is never needed.
       - Uses the E(PROXMOX_NODE) environment variable if not specified.
     type: str
-    required: true
   timeout:
     description:
       - Seconds that a task on Proxmox VE may take.

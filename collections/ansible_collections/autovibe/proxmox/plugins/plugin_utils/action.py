@@ -42,7 +42,7 @@ CONNECTION_SPEC: dict[str, dict[str, Any]] = {
     "api_password": {"type": "str", "no_log": True, "fallback": (env_fallback, ["PROXMOX_PASSWORD"])},
     "validate_certs": {"type": "bool", "default": True, "fallback": (env_fallback, ["PROXMOX_VALIDATE_CERTS"])},
     "ca_path": {"type": "path", "fallback": (env_fallback, ["PROXMOX_CA_PATH"])},
-    "node": {"type": "str", "required": True, "fallback": (env_fallback, ["PROXMOX_NODE"])},
+    "node": {"type": "str", "fallback": (env_fallback, ["PROXMOX_NODE"])},
     "timeout": {"type": "int", "default": 600},
 }
 

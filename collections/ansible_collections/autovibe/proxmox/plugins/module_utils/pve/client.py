@@ -20,8 +20,18 @@ from .errors import ApiError, Forbidden, NoAnswer, NotAuthenticated, SettingsErr
 CONNECT_TIMEOUT = 5.0
 #: Longer than the 10 s that Proxmox VE itself waits for a lock, and than the 5–11 s before its 596.
 READ_TIMEOUT = 30.0
-#: How long a connection that has worked before is tried again when it is refused (a restart of pveproxy).
+#: How long a connection that has worked before is tried again when it is refused (a restart of pveproxy), and one that
+#: has not: there a wrong address is likelier.
 RECONNECT_SECONDS = 10.0
+FIRST_CONNECT_SECONDS = 1.0
+#: Of the failures of TLS, those that say that the server is not the right one; others break a connection that was good.
+NOT_VERIFIED = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "WRONG_VERSION_NUMBER",
+    "match",
+    "UNSUPPORTED_PROTOCOL",
+    "HANDSHAKE_FAILURE",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,15 @@ class Endpoint:
     @property
     def url(self) -> str:
         return f"https://{self.host}:{self.port}"
+
+    def who(self) -> str:
+        """User, or user and token, as Proxmox VE writes them."""
+        return "!".join(self.token()) if self.token_secret else self.user
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is root@pam in person: only he may ignore locks, not even his own token may."""
+        return self.user == "root@pam" and not self.token_secret
 
     def token(self) -> tuple[str, str]:
         """User and token name; `token_id` may be the name alone or the full `user@realm!name`."""
@@ -75,11 +94,12 @@ class Client:
         self._has_answered = False
 
     def get(self, path: str, **params: Any) -> Any:
-        for left in waits(RECONNECT_SECONDS):
+        for left in waits(RECONNECT_SECONDS, longest=2.0):
             try:
                 return self._call("GET", path, params=params)
-            except NoAnswer:
-                if left <= 0:
+            except (NoAnswer, ApiError) as error:
+                # An agent that hangs is a 596, too: to ask it again takes as long again.
+                if left <= 0 or not error.retryable or "/agent/" in path:
                     raise
         raise AssertionError("waits() ends with left <= 0")
 
@@ -98,7 +118,7 @@ class Client:
 
     def _call(self, method: str, path: str, **arguments: dict[str, Any]) -> Any:
         values = {kind: wire(items) for kind, items in arguments.items()}
-        for left in waits(RECONNECT_SECONDS if self._has_answered else 0):
+        for left in waits(RECONNECT_SECONDS if self._has_answered else FIRST_CONNECT_SECONDS):
             try:
                 response = self._send(method, path, values)
             except Unreachable:
@@ -117,6 +137,8 @@ class Client:
             self.calls += 1
             return self._session.request(method, self._base + path, timeout=timeout, **values)
         except requests.exceptions.SSLError as error:
+            if not any(word in str(error) for word in NOT_VERIFIED):
+                raise NoAnswer(f"{method} {path}: the connection broke off ({error}).") from error
             raise TlsNotVerified(self._tls_advice(error)) from error
         except requests.exceptions.ConnectTimeout as error:
             raise Unreachable(
@@ -176,10 +198,9 @@ class Client:
             return body.get("data")
         body = body or {}
         if response.status_code == 401:
-            who = "!".join(self.endpoint.token()) if self.endpoint.token_secret else self.endpoint.user
             raise NotAuthenticated(
-                f"{self.endpoint.url} answered 401 to '{who}' ({response.reason}); check the token's id and secret, "
-                "and that neither has expired."
+                f"{self.endpoint.url} answered 401 to '{self.endpoint.who()}' ({response.reason}); "
+                "check the token's id and secret, and that neither has expired."
             )
         reason = str(body.get("message") or response.reason or "").strip()
         kind = Forbidden if response.status_code == 403 else ApiError

@@ -7,6 +7,8 @@ The docstring of a class is the first sentence of its message; what happened, to
 
 from __future__ import annotations
 
+from .privileges import advice
+
 
 class PveError(Exception):
     """Proxmox VE did not do what was asked."""
@@ -82,6 +84,10 @@ class ApiError(PveError):
 class Forbidden(ApiError):
     """The credentials lack a privilege."""
 
+    def _why(self) -> str:
+        todo = advice(self.method, self.path, self.reason)
+        return f"{self.reason}; {todo}." if todo else self.reason
+
 
 class TaskFailed(PveError):
     """A Proxmox VE task failed."""
@@ -118,6 +124,14 @@ class Locked(PveError):
 
 class HalfMadeClone(PveError):
     """A clone was broken off; only root on the node can remove what is left of it."""
+
+    def __init__(self, detail: str, *, vmid: int = 0, config: dict[str, object] | None = None):
+        self.vmid, self.config = vmid, config or {}
+        super().__init__(detail)
+
+
+class IdTaken(PveError):
+    """The VM id is in use."""
 
 
 class NotPossible(PveError):

@@ -120,8 +120,12 @@ class Machines(Node):
     def set_config(self, vmid: int, values: dict[str, Any]) -> None:
         self.client.put(self.path(vmid, "config"), **values)
 
-    def task(self, upid: str | None) -> None:
-        if upid:
+    def task(self, upid: str | None | Callable[[], str | None]) -> None:
+        """Waits for a task. A heavy one is given as the call that starts it, and takes one of the node's slots."""
+        if callable(upid):
+            with self.tasks.shared(self.node).turn():
+                self.task(upid())
+        elif upid:
             self.tasks.wait(upid)
 
     def stop(self, vmid: int, shutdown_timeout: int | None) -> None:

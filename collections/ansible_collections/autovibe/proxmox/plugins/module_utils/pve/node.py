@@ -5,13 +5,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .client import Client, waits
 from .config import Identity, split_tags
-from .errors import Ambiguous, ApiError, Forbidden, HalfMadeClone, IdentityError, Locked, NotFound
+from .errors import (
+    Ambiguous,
+    ApiError,
+    Forbidden,
+    HalfMadeClone,
+    IdentityError,
+    IdTaken,
+    Locked,
+    NotFound,
+    SettingsError,
+)
 from .tasks import Tasks
+
+#: Locks of a VM that is being made; without a task that makes it, it was broken off.
+HALF_MADE = ("clone", "create")
 
 
 @dataclass
@@ -20,11 +33,15 @@ class Seen:
 
     vmid: int
     config: dict[str, Any]
+    #: running, paused or stopped
     status: str
+    #: Keys whose new value waits for a restart.
+    pending: list[str] = field(default_factory=list)
 
     @property
     def running(self) -> bool:
-        return self.status == "running"
+        """Whether it has a process: a paused VM, too."""
+        return self.status in ("running", "paused")
 
     @property
     def template(self) -> bool:
@@ -42,23 +59,88 @@ class Source:
 
 
 class Node:
-    """One node and the tasks on it; `timeout` bounds each wait for a task, in seconds."""
+    """One node and the tasks on it; `timeout` bounds each wait for a task, in seconds.
 
-    def __init__(self, client: Client, node: str, timeout: float = 600):
-        self.client, self.node = client, node
+    Without `node` it is found: the only node of a cluster of one, or the one where the VM that is asked for is.
+    """
+
+    def __init__(self, client: Client, node: str | None = None, timeout: float = 600):
+        self.client, self._node = client, node
         self.tasks = Tasks(client, node, timeout)
 
+    @property
+    def node(self) -> str:
+        if self._node is None:
+            names = self.nodes()
+            if len(names) != 1:
+                raise SettingsError(f"The cluster has the nodes {', '.join(names)}; say which by node.")
+            self._use(names[0])
+        return self._node or ""
+
+    def nodes(self) -> list[str]:
+        """The names of the cluster's nodes that are online, or the one that is given."""
+        if self._node is not None:
+            return [self._node]
+        return sorted(entry["node"] for entry in self.client.get("/nodes") if entry.get("status") != "offline")
+
+    def locate(self, vmid: int) -> str | None:
+        """The node to ask for a VM, which is this object's node from then on; None when the VM is nowhere."""
+        if self._node is None:
+            names = self.nodes()
+            if len(names) > 1:
+                listed = self.client.get("/cluster/resources", type="vm")
+                names = [entry["node"] for entry in listed if int(entry.get("vmid") or 0) == int(vmid)]
+            if names:
+                self._use(names[0])
+            elif not self.is_free(vmid):
+                raise IdTaken(f"VM {vmid} exists, but these credentials do not see on which node; give node.")
+        return self._node
+
+    def node_of(self, vmid: int) -> str:
+        """The node of a VM that has to be there (a given node is taken at its word)."""
+        found = self.locate(vmid)
+        if found is None:
+            raise NotFound(f"There is no VM {vmid} in the cluster.")
+        return found
+
     def path(self, vmid: int, *rest: str) -> str:
-        return "/".join([f"/nodes/{self.node}/qemu/{vmid}", *rest])
+        return "/".join([f"/nodes/{self._node or self.node_of(vmid)}/qemu/{vmid}", *rest])
 
     def list(self) -> list[dict[str, Any]]:
-        """The node's VMs that this user may see; name, tags and status as of now (cluster/resources lags)."""
-        return self.client.get(f"/nodes/{self.node}/qemu")
+        """The VMs that this user may see, with their `node`; name, tags and status are as of now.
 
-    def config(self, vmid: int) -> dict[str, Any] | None:
-        """The VM's configuration, None when there is no such VM."""
+        (In cluster/resources name and status lag by some seconds.)
+        """
+        return [{**vm, "node": node} for node in self.nodes() for vm in self.client.get(f"/nodes/{node}/qemu")]
+
+    def storage_types(self) -> dict[str, str]:
+        """The type of each storage that this user may see: `{"local": "dir"}`."""
+        return {entry["storage"]: entry["type"] for entry in self.client.get(f"/nodes/{self.node}/storage")}
+
+    def config(self, vmid: int, snapshot: str | None = None) -> dict[str, Any] | None:
+        """The VM's configuration (or a snapshot's), None when there is no such VM."""
+        return self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "config"), snapshot=snapshot))
+
+    def look(self, vmid: int) -> Seen | None:
+        """The VM as it is now: its configuration with what waits for a restart, and its power state; two calls."""
+        if self.locate(vmid) is None:
+            return None
+        entries = self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "pending")))
+        if entries is None:
+            return None
+        config, pending = _merged(entries)
+        if config.get("lock") in HALF_MADE or config.get("template"):
+            return Seen(vmid, config, "stopped", pending)
+        status = self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "status", "current")))
+        if status is None:
+            return None
+        paused = status["status"] == "running" and status.get("qmpstatus") == "paused"
+        return Seen(vmid, config, "paused" if paused else status["status"], pending)
+
+    def _unless_missing(self, vmid: int, call: Callable[[], Any]) -> Any:
+        """What the call answers; None when there is no such VM."""
         try:
-            return self.client.get(self.path(vmid, "config"))
+            return call()
         except Forbidden:
             # A token without rights on everything gets 403 for a VM that is not there, too.
             if self.is_free(vmid):
@@ -69,18 +151,8 @@ class Node:
                 return None
             raise
 
-    def look(self, vmid: int) -> Seen | None:
-        config = self.config(vmid)
-        if config is None:
-            return None
-        if config.get("lock") == "clone" or config.get("template"):
-            return Seen(vmid, config, "stopped")
-        try:
-            return Seen(vmid, config, self.client.get(self.path(vmid, "status", "current"))["status"])
-        except ApiError as error:
-            if error.no_such_vm:
-                return None
-            raise
+    def _use(self, node: str) -> None:
+        self._node = self.tasks.node = node
 
     def is_free(self, vmid: int) -> bool:
         try:
@@ -100,44 +172,63 @@ class Node:
             except Forbidden as error:
                 seen, lock, hidden = None, "clone", error
             else:
-                if seen is None or "lock" not in seen.config:
+                # A VM that is hibernated is a stopped one that goes on where it was: no task holds its lock.
+                if seen is None or seen.config.get("lock") in (None, "suspended"):
                     return seen
                 lock, hidden = seen.config["lock"], None
             busy = self._clone_under_way(source and source()) if lock == "clone" else self.tasks.settle(vmid=vmid)
             idle = 0 if busy else idle + 1
             if idle > 2 or left <= 0:  # twice more after the task was gone: the lock goes with it, but not at once
-                self._refuse_locked(vmid, lock, hidden)
+                self._refuse_locked(vmid, lock, hidden, seen.config if seen else {})
         return None
 
-    def find(self, *, identity: Identity | None, name: str | None, templates: bool = False) -> int | None:
-        """The VM with this identity, or without one the VM with this name; a running machine before a template."""
+    def find(
+        self,
+        *,
+        identity: Identity | None = None,
+        name: str | None = None,
+        templates: bool = False,
+        only_one: bool = False,
+    ) -> int | None:
+        """The VM id of the machine with this identity or, without one, this name; its node is this object's then.
+
+        A machine that ended may have become a template: asked for, it is found too, but one that is not a template
+        comes first. Of several templates the last one is taken, unless there may be `only_one`.
+        """
         machine = identity.get("machine") if identity else None
         tag = f"id-{machine.replace('-', '')}" if machine else None
-        found: list[dict[str, Any]] = []
+        found = []
         for vm in self.list():
             fits = (name and vm.get("name") == name) or (tag and tag in split_tags(vm.get("tags")))
             if not fits or (vm.get("template") and not templates):
                 continue
-            if identity is None or identity.owns((self.config(vm["vmid"]) or {}).get("description")):
+            if identity is None or identity.owns((self._config_of(vm) or {}).get("description")):
                 found.append(vm)
-        alive = [vm for vm in found if not vm.get("template")] or found[-1:]
+        alive = [vm for vm in found if not vm.get("template")] or (found if only_one else found[-1:])
         if len(alive) > 1:
-            ids = ", ".join(str(vm["vmid"]) for vm in sorted(alive, key=lambda vm: vm["vmid"]))
-            raise Ambiguous(
-                f"'{name or machine}' is the name of the VMs {ids} on node {self.node}; say which by vm_id."
-            )
-        return int(alive[0]["vmid"]) if alive else None
+            ids = ", ".join(f"{vm['vmid']} ({vm['node']})" for vm in sorted(alive, key=lambda vm: vm["vmid"]))
+            raise Ambiguous(f"'{name or machine}' is the name of the VMs {ids}; say which by vm_id.")
+        return self._found(alive[0]) if alive else None
 
     def template(self, name: str) -> int:
-        """The VM id of the newest template of a name."""
+        """The VM id of the newest template of a name; its node is this object's then."""
         listed = [vm for vm in self.list() if vm.get("template")]
         fits = [vm for vm in listed if vm.get("name") == name]
         if not fits:
             names = ", ".join(sorted({str(vm.get("name")) for vm in listed})) or "none at all"
-            raise NotFound(f"No template '{name}' on node {self.node}; there are: {names}.")
+            where = f"on node {self._node}" if self._node else "in the cluster"
+            raise NotFound(f"No template '{name}' {where}; there are: {names}.")
         if len(fits) == 1:
-            return int(fits[0]["vmid"])
-        return max((int(vm["vmid"]) for vm in fits), key=lambda vmid: (_ctime(self.config(vmid) or {}), vmid))
+            return self._found(fits[0])
+        return self._found(max(fits, key=lambda vm: (_ctime(self._config_of(vm) or {}), int(vm["vmid"]))))
+
+    def _found(self, vm: dict[str, Any]) -> int:
+        self._use(vm["node"])
+        return int(vm["vmid"])
+
+    def _config_of(self, vm: dict[str, Any]) -> dict[str, Any] | None:
+        path = f"/nodes/{vm['node']}/qemu/{vm['vmid']}/config"
+        return self._unless_missing(int(vm["vmid"]), lambda: self.client.get(path))
 
     def check_identity(self, seen: Seen, identity: Identity | None) -> None:
         if identity is not None and not identity.owns(seen.config.get("description")):
@@ -147,24 +238,41 @@ class Node:
             )
 
     def _clone_under_way(self, source: Source | None) -> bool:
+        """Whether a clone (of this source) runs that this user may see: the tasks do not say what they make."""
         listed = self.client.get(f"/nodes/{self.node}/tasks", source="active", limit=500)
         return any(
-            task.get("type") == "qmclone" and not task.get("endtime") and source and task.get("id") == str(source.vmid)
+            task.get("type") == "qmclone"
+            and not task.get("endtime")
+            and (source is None or task.get("id") == str(source.vmid))
             for task in listed
         )
 
-    def _refuse_locked(self, vmid: int, lock: str, hidden: Forbidden | None) -> None:
+    def _refuse_locked(self, vmid: int, lock: str, hidden: Forbidden | None, config: dict[str, Any]) -> None:
         command = f"qm unlock {vmid} && qm destroy {vmid} --purge --destroy-unreferenced-disks 1"
         if hidden is not None:
             raise IdentityError(
                 f"VM {vmid} exists, but these credentials may not see it ({hidden.reason}). Take another VM id; "
                 f"if a clone was broken off here, root on node {self.node} removes what is left with: {command}"
             )
-        if lock == "clone":
-            raise HalfMadeClone(f"On node {self.node}: {command} - or take another VM id than {vmid}.")
+        if lock in HALF_MADE:
+            raise HalfMadeClone(
+                f"On node {self.node}: {command} - or take another VM id than {vmid}.", vmid=vmid, config=config
+            )
         raise Locked(
             f"VM {vmid} is locked ({lock}); when nothing works on it, root on node {self.node}: qm unlock {vmid}"
         )
+
+
+def _merged(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration as it will be, and the keys whose change waits for a restart, of `…/pending`."""
+    config: dict[str, Any] = {}
+    pending = []
+    for entry in entries:
+        if "pending" in entry or entry.get("delete"):
+            pending.append(entry["key"])
+        if not entry.get("delete"):
+            config[entry["key"]] = entry.get("pending", entry.get("value"))
+    return config, sorted(pending)
 
 
 def _ctime(config: dict[str, Any]) -> int:

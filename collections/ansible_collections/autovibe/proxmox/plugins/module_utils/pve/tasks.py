@@ -3,16 +3,19 @@
 """Tasks: the one place that waits for them.
 
 Asking for one task's status goes through pvedaemon, which twenty pollers can saturate. The node's task list does not:
-it takes about 10 ms and shows every own task at once, so this is what is polled.
+it takes about 10 ms and shows every own task at once, so this is what is polled; and what one process of a play has
+found serves all the others that wait at that moment.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from .client import Client, waits
-from .errors import TaskFailed, TaskTimeout
+from .errors import PveError, TaskFailed, TaskTimeout
+from .shared import WAITERS_SECONDS, Shared
 
 LOG_LINES = 20
 
@@ -36,20 +39,31 @@ class Upid:
 class Tasks:
     """The tasks of one node. `timeout` bounds each wait, in seconds."""
 
-    def __init__(self, client: Client, node: str, timeout: float = 600):
+    def __init__(self, client: Client, node: str | None, timeout: float = 600):
         self.client, self.node, self.timeout = client, node, timeout
+        self._shared: dict[str, Shared] = {}
+
+    def shared(self, node: str | None = None) -> Shared:
+        """What the processes of this play share about a node."""
+        node, end = node or self.node or "", self.client.endpoint
+        if node not in self._shared:
+            self._shared[node] = Shared(end.url, end.who(), node)
+        return self._shared[node]
 
     def wait(self, upid: str) -> None:
         """Returns when the task has ended well (warnings are well); raises TaskFailed or TaskTimeout."""
-        task = Upid.parse(upid)
+        task, looked = Upid.parse(upid), time.monotonic()
         for _left in waits(self.timeout):
-            exitstatus = self._exitstatus(task)
+            exitstatus = self._exitstatus(task, looked)
             if exitstatus is not None:
                 if exitstatus != "OK" and not exitstatus.startswith("WARNINGS"):
-                    raise TaskFailed(upid, exitstatus, self.log(upid))
+                    raise TaskFailed(upid, exitstatus, self._last_lines(upid))
                 return
+            looked = time.monotonic()
         raise TaskTimeout(
-            f"{task.kind} of VM {task.vmid} runs for more than {self.timeout:g} s: {upid}", log=self.log(upid)
+            f"{task.kind} of VM {task.vmid} runs for more than {self.timeout:g} s: {upid}; wait for its end and run "
+            "this again, or give a longer timeout.",
+            log=self._last_lines(upid),
         )
 
     def active(self, *, vmid: int, kind: str | None = None) -> list[str]:
@@ -78,16 +92,47 @@ class Tasks:
 
     def log(self, upid: str) -> list[str]:
         """The last lines of a task's log."""
-        lines = self.client.get(f"/nodes/{self.node}/tasks/{upid}/log", limit=0)
+        lines = self.client.get(f"/nodes/{Upid.parse(upid).node}/tasks/{upid}/log", limit=0)
         if isinstance(lines, dict):  # the log of a task that is not known
             lines = [lines]
-        return [str(line.get("t", "")) for line in lines][-LOG_LINES:]
+        return [str(line.get("t", "")) for line in lines or []][-LOG_LINES:]
 
-    def _exitstatus(self, task: Upid) -> str | None:
-        listed = self.client.get(f"/nodes/{self.node}/tasks", source="all", limit=500, since=task.starttime)
-        for entry in listed:
-            if entry["upid"] == task.text:
-                return entry.get("status", "OK") if entry.get("endtime") else None
+    def _last_lines(self, upid: str) -> list[str]:
+        """The log for a failure's message: that it cannot be read is no other failure."""
+        try:
+            return self.log(upid)
+        except PveError as error:
+            return [f"(the log cannot be read: {error.message})"]
+
+    def _exitstatus(self, task: Upid, not_before: float) -> str | None:
+        """The task's exit status by a look at the list that has begun after `not_before`; None while it runs."""
+        shared = self.shared(task.node)
+        for _left in waits(self.timeout, first=0.005, longest=0.05):
+            found = shared.polled()
+            if task.text in found["ended"]:
+                return found["ended"][task.text]
+            covered = found["since"] is not None and found["since"] <= task.starttime
+            if covered and found["began"] >= not_before:
+                return None
+            with shared.polling() as mine:
+                if mine:
+                    return self._poll(task, shared)
+        return None
+
+    def _poll(self, task: Upid, shared: Shared) -> str | None:
+        """One look at the list, as far back as those who wait need it."""
+        began = time.monotonic()
+        waiters = shared.polled().get("waiters", {})
+        waiters = {start: at for start, at in waiters.items() if 0 <= began - at < WAITERS_SECONDS}
+        waiters[str(task.starttime)] = began
+        since = min(int(start) for start in waiters)
+        listed = self.client.get(f"/nodes/{task.node}/tasks", source="all", limit=500, since=since)
+        ended = {entry["upid"]: entry.get("status") or "OK" for entry in listed if entry.get("endtime")}
+        if len(listed) >= 500:  # the oldest may be missing: only our own may be told from this look
+            since = None
+        shared.keep({"began": began, "since": since, "ended": ended, "waiters": waiters})
+        if task.text in ended or any(entry["upid"] == task.text for entry in listed):
+            return ended.get(task.text)
         # Not in the list: more than 500 newer ones, or not written yet.
-        status = self.client.get(f"/nodes/{self.node}/tasks/{task.text}/status")
+        status = self.client.get(f"/nodes/{task.node}/tasks/{task.text}/status")
         return status.get("exitstatus") if status.get("status") == "stopped" else None
