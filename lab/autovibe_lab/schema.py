@@ -15,7 +15,8 @@ MISSING = "property is missing and it is not optional"
 @dataclass(frozen=True)
 class Param:
     """One parameter. `check` gets the text and raises ValueError with what Proxmox says after `invalid format - `;
-    `pattern` must match the whole text; `requires` names another parameter without which this one may not be given."""
+    `pattern` must match the whole text; `requires` names another parameter without which this one may not be given;
+    an `is_list` may be given several times."""
 
     type: str = "string"
     optional: bool = False
@@ -27,11 +28,14 @@ class Param:
     pattern: str = ""
     requires: str = ""
     check: Callable[[str], object] | None = None
+    is_list: bool = False
 
     def parse(self, value: object) -> object:
         """The typed value; raises ValueError with the message for `errors`."""
         if self.type == "array":
             return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+        if self.is_list and isinstance(value, list):
+            value = ",".join(map(str, value))
         if isinstance(value, list):
             raise ValueError(f"type check ('{self.type}') failed - got ARRAY")
         if self.type == "boolean":
@@ -39,17 +43,20 @@ class Param:
         text = str(int(value)) if isinstance(value, bool) else str(value)
         if self.type in ("integer", "number"):
             return self._number(text)
+        self._check_format(text)
         self._check_length(text)
-        if self.check is not None:
-            try:
-                self.check(text)
-            except ValueError as error:
-                raise ValueError(f"invalid format - {error}\n") from None
         if self.pattern and not re.fullmatch(self.pattern, text):
             raise ValueError("value does not match the regex pattern")
         if self.enum and text not in self.enum:
             raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(self.enum)}'")
         return text
+
+    def _check_format(self, text: str) -> None:
+        try:
+            if self.check is not None:
+                self.check(text)
+        except ValueError as error:
+            raise ValueError(f"invalid format - {error}\n") from None
 
     def _check_length(self, text: str) -> None:
         if len(text) < self.min_length:
@@ -68,6 +75,7 @@ class Param:
         if not re.fullmatch(pattern, text):
             raise ValueError(f"type check ('{self.type}') failed - got '{text}'")
         number = int(text) if self.type == "integer" else float(text)
+        self._check_format(text)
         if self.minimum is not None and number < self.minimum:
             raise ValueError(f"value must have a minimum value of {self.minimum}")
         if self.maximum is not None and number > self.maximum:
@@ -81,17 +89,26 @@ def opt(param: Param) -> Param:
 
 
 class Schema:
-    """The parameters of one call; `numbered` holds families such as `net[n]`, keyed by their stem."""
+    """The parameters of one call; `numbered` holds families such as `net[n]`, keyed by their stem, `largest` their
+    greatest n."""
 
-    def __init__(self, params: dict[str, Param], numbered: dict[str, Param] | None = None) -> None:
+    def __init__(
+        self,
+        params: dict[str, Param],
+        numbered: dict[str, Param] | None = None,
+        largest: dict[str, int] | None = None,
+    ) -> None:
         self.params = params
         self.numbered = numbered or {}
+        self.largest = largest or {}
 
     def find(self, name: str) -> Param | None:
         if name in self.params:
             return self.params[name]
-        stem = name.rstrip("0123456789")
-        return self.numbered.get(stem) if stem != name else None
+        match = re.fullmatch(r"(\w+?)(0|[1-9]\d*)", name)
+        if not match or int(match[2]) > self.largest.get(match[1], 255):
+            return None
+        return self.numbered.get(match[1])
 
     def verify(self, given: dict[str, object]) -> dict[str, object]:
         """Typed values; raises the 400 that names every wrong parameter at once."""
@@ -106,7 +123,7 @@ class Schema:
                 values[name] = param.parse(value)
             except ValueError as error:
                 # Property strings say `drive.format`, `net.tag`: here is known which one it is.
-                errors[name] = re.sub(r"\n(drive|net|ipconfig)\.", f"\n{name}.", str(error))
+                errors[name] = re.sub(r"\n(drive|net|ipconfig)?\.", f"\n{name}.", str(error))
         for name, param in self.params.items():
             if not param.optional and name not in given:
                 errors[name] = MISSING

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from autovibe_lab import declared
 from autovibe_lab.errors import ApiError
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.schema import STRING, VMID, Param, Schema
@@ -71,14 +72,32 @@ ROUTES: list[Route] = []
 PATH_PARAMS = {"vmid": VMID}
 
 
+def declared_schema(method: str, template: str, given: Schema) -> Schema:
+    """The call's parameters as `declared.json` has them; `given` are those that it doesn't have, and checks of formats
+    that module `formats` doesn't know."""
+    call = f"{method} {template.replace('*}', '}')}"
+    if call not in declared.calls():
+        return given
+    found = declared.schema(call)
+    params = {
+        name: replace(param, check=given.params[name].check)
+        for name, param in found.params.items()
+        if param.check is None and name in given.params and given.params[name].check
+    }
+    return Schema(given.params | found.params | params, given.numbered | found.numbered, found.largest)
+
+
 def route(method: str, template: str, schema: Schema | None = None, **params: Param) -> Callable:
-    """Register a call. `{name}` stands for one segment of the path, `{name*}` for all that follow."""
+    """Register a call. `{name}` stands for one segment of the path, `{name*}` for all that follow.
+
+    Its parameters are those that `declared.json` has for it; `schema` and `params` are for what it lacks.
+    """
 
     def register(handler: Callable[[Call], Awaitable[object]]) -> Callable:
         names = re.findall(r"{(\w+)\*?}", template)
         own = {name: params.get(name, PATH_PARAMS.get(name, STRING)) for name in names}
         base = schema or Schema({})
-        full = Schema(base.params | params | own, base.numbered)
+        full = declared_schema(method, template, Schema(base.params | params | own, base.numbered))
         pattern = re.sub(r"{(\w+)\*}", r"(?P<\1>.+)", template)
         pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", pattern)
         ROUTES.append(Route(method, template, re.compile(pattern), full, handler))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -27,26 +26,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from autovibe_lab.tests.reference import PROJECT, recorded_calls
 from autovibe_lab.tests.replay_client import Reply, Sender
 from autovibe_lab.tests.replay_compare import Comparison
 from autovibe_lab.tests.testing import LabInThread
 
-PROJECT = Path(__file__).parents[3]
 README = PROJECT / "lab" / "README.md"
 #: A second of Proxmox's, in seconds here: locks, shutdowns, slow copies.
 TIME_SCALE = 0.03
 LONGEST_TASK = 15
 MARKS = ("<!-- replay: begin -->", "<!-- replay: end -->")
-
-
-def reference() -> Path:
-    """The folder with the recording."""
-    return Path(os.environ.get("AUTOVIBE_REFERENCE") or PROJECT.parent / "shared")
-
-
-def recorded_calls() -> list[dict]:
-    file = reference() / "pve" / "transcript-8.4.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @dataclass

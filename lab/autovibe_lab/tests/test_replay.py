@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from autovibe_lab.tests import replay
+from autovibe_lab.tests import reference, replay
 from autovibe_lab.tests.replay_compare import Comparison
 
 #: So many of the recorded calls agree, and no fewer ever again. Some answers depend on who comes first: a margin.
 FLOOR = 655
 
 
-@pytest.mark.skipif(not (replay.reference() / "pve").exists(), reason="no recording: set AUTOVIBE_REFERENCE")
+@pytest.mark.skipif(not (reference.folder() / "pve").exists(), reason="no recording: set AUTOVIBE_REFERENCE")
 def test_the_lab_answers_as_the_recorded_node(capsys: pytest.CaptureFixture) -> None:
     results = replay.replayed()
     with capsys.disabled():
         print("\n" + replay.table(results))
     agree = sum(result.agrees for result in results)
     assert agree >= FLOOR, f"{agree} of {len(results)} agree: see python -m autovibe_lab.tests.replay"
-    assert len(results) == len(replay.recorded_calls())
+    assert len(results) == len(reference.recorded_calls())
 
 
 def compared(recorded: object, answered: object) -> list[str]:
