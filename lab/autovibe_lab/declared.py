@@ -36,6 +36,12 @@ def rules(call: str) -> dict[str, dict]:
     return {name: table["params"][number] for name, number in table["calls"][call].items()}
 
 
+def lacks_check(call: str, name: str) -> bool:
+    """The parameter's format is a name that module `formats` doesn't know."""
+    form = rules(call)[name].get("format")
+    return isinstance(form, str) and form not in CHECKS
+
+
 @functools.cache
 def schema(call: str) -> Schema:
     """The parameters of a call such as `"POST /nodes/{node}/qemu"`. KeyError when it is none of Proxmox's."""
@@ -52,6 +58,8 @@ def schema(call: str) -> Schema:
 def parameter(rule: dict) -> Param:
     """One declaration as what checks it."""
     form = rule.get("format", "")
+    if form == "pve-qm-ide":
+        form = _ide()
     return Param(
         rule.get("type", "string"),
         optional=bool(rule.get("optional")),
@@ -65,6 +73,12 @@ def parameter(rule: dict) -> Param:
         check=property_string(form) if isinstance(form, dict) else CHECKS.get(form),
         is_list=isinstance(form, str) and form.endswith("-list"),
     )
+
+
+def _ide() -> dict[str, dict]:
+    """An IDE drive is published as a mere name; it has what a SATA one has, and a model."""
+    sata = rules("PUT /nodes/{node}/qemu/{vmid}/config")["sata[n]"]["format"]
+    return sata | {"model": {"optional": 1, "maxLength": 120}}
 
 
 def _pattern(perl: str) -> str:

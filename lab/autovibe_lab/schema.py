@@ -44,9 +44,9 @@ class Param:
         if self.type in ("integer", "number"):
             return self._number(text)
         self._check_format(text)
-        self._check_length(text)
         if self.pattern and not re.fullmatch(self.pattern, text):
             raise ValueError("value does not match the regex pattern")
+        self._check_length(text)
         if self.enum and text not in self.enum:
             raise ValueError(f"value '{text}' does not have a value in the enumeration '{', '.join(self.enum)}'")
         return text

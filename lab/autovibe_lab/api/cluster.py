@@ -12,7 +12,6 @@ from autovibe_lab.api.show import resource
 from autovibe_lab.cluster import NAME
 from autovibe_lab.errors import invalid
 from autovibe_lab.node import Node
-from autovibe_lab.schema import VMID, Param, opt
 from autovibe_lab.volumes import CONTENT
 
 
@@ -21,7 +20,7 @@ async def version(call: Call) -> object:
     return VERSION
 
 
-@route("GET", "/cluster/nextid", vmid=opt(VMID))
+@route("GET", "/cluster/nextid")
 async def nextid(call: Call) -> object:
     vmid = call.get("vmid")
     if vmid is None:
@@ -46,7 +45,7 @@ async def status(call: Call) -> object:
     return found
 
 
-@route("GET", "/cluster/resources", type=opt(Param(enum=("vm", "storage", "node", "sdn"))))
+@route("GET", "/cluster/resources")
 async def resources(call: Call) -> object:
     cluster, kind = call.node.cluster, call.get("type")
     found: list[dict] = []

@@ -11,27 +11,19 @@ from autovibe_lab.cloudinit import files
 from autovibe_lab.config import NETS
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError, invalid
+from autovibe_lab.formats import split_list
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine
-from autovibe_lab.schema import BOOLEAN, INTEGER, SNAPSHOT, Param, opt
 from autovibe_lab.tasks import Task
 
-#: Parameters of a change that are no options of the machine. `delete` and `revert` may be repeated.
-CONTROL = {
-    "delete": opt(Param("array")),
-    "revert": opt(Param("array")),
-    "digest": opt(Param(max_length=40)),
-    "skiplock": opt(BOOLEAN),
-    "force": opt(BOOLEAN),
-}
 CONFIG = "/nodes/{node}/qemu/{vmid}/config"
 
 
 def _names(call: Call, parameter: str) -> list[str]:
-    return [name for text in call.get(parameter, []) for name in re.split(r"[,; ]+", text) if name]
+    return split_list(call.get(parameter, ""))
 
 
-@route("GET", CONFIG, current=opt(BOOLEAN), snapshot=opt(SNAPSHOT))
+@route("GET", CONFIG)
 async def show(call: Call) -> object:
     config = call.machine.config
     if name := call.get("snapshot"):
@@ -67,8 +59,7 @@ async def pending(call: Call) -> object:
 def _check(call: Call) -> dict[str, str]:
     """What is to be set; everything that can be refused before anything is changed is refused here."""
     call.root_only("args", "vmgenid", "skiplock", "lock")
-    known = {*CONTROL, "node", "vmid", "background_delay"}
-    given = {name: config_text(value) for name, value in call.params.items() if name not in known}
+    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
     machine, config = call.machine, call.machine.config
     if not call.get("skiplock") and (message := machine.locked()):
         raise ApiError(500, message)
@@ -127,7 +118,7 @@ async def _change_running(call: Call, machine: Machine, name: str, value: str, l
         edit.set_pending(machine, name, value)
 
 
-@route("PUT", CONFIG, options.schema(**CONTROL))
+@route("PUT", CONFIG)
 async def change(call: Call) -> None:
     try:
         async with call.machine.lock.hold(call.node.lock_timeout):
@@ -136,7 +127,7 @@ async def change(call: Call) -> None:
         raise ApiError(500, str(error)) from None
 
 
-@route("POST", CONFIG, options.schema(**CONTROL, background_delay=opt(INTEGER)))
+@route("POST", CONFIG)
 async def change_later(call: Call) -> object:
     given = _check(call)
 
@@ -150,11 +141,11 @@ async def change_later(call: Call) -> object:
     return call.task("qmconfig", work)
 
 
-@route("PUT", "/nodes/{node}/qemu/{vmid}/unlink", idlist=Param(), force=opt(BOOLEAN))
+@route("PUT", "/nodes/{node}/qemu/{vmid}/unlink")
 async def unlink(call: Call) -> None:
     async with call.machine.lock.hold(call.node.lock_timeout):
         machine = call.unlocked()
-        for name in re.split(r"[,; ]+", call.params["idlist"]):
+        for name in split_list(call.params["idlist"]):
             volid = machine.config.current.get(name, "").partition(",")[0]
             edit.delete_option(call.node, machine, name)
             unused = [
@@ -180,7 +171,7 @@ async def regenerate(call: Call) -> None:
     call.unlocked()
 
 
-@route("GET", "/nodes/{node}/qemu/{vmid}/cloudinit/dump", type=Param(enum=("user", "network", "meta")))
+@route("GET", "/nodes/{node}/qemu/{vmid}/cloudinit/dump")
 async def dump(call: Call) -> object:
     name = {"user": "user-data", "network": "network-config", "meta": "meta-data"}[call.params["type"]]
     return files(call.machine.config.current, call.machine.vmid)[name]

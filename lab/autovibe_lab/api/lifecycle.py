@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 from autovibe_lab import edit, options
@@ -11,23 +10,8 @@ from autovibe_lab.api.show import summary
 from autovibe_lab.config import Drive, drives, format_size, owned_volumes
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
-from autovibe_lab.schema import BOOLEAN, INTEGER, POOL, STRING, VMID, Param, opt
 from autovibe_lab.tasks import Task
 from autovibe_lab.volumes import is_base
-
-#: Parameters of a create that are no options of the machine.
-CREATE = {
-    "vmid": VMID,
-    "pool": opt(POOL),
-    "start": opt(BOOLEAN),
-    "storage": opt(STRING),
-    "force": opt(BOOLEAN),
-    "unique": opt(BOOLEAN),
-    "archive": opt(STRING),
-    "bwlimit": opt(INTEGER),
-    "live-restore": opt(BOOLEAN),
-    "import-working-storage": opt(STRING),
-}
 
 
 def config_text(value: object) -> str:
@@ -35,7 +19,7 @@ def config_text(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-@route("GET", "/nodes/{node}/qemu", full=opt(BOOLEAN))
+@route("GET", "/nodes/{node}/qemu")
 async def listing(call: Call) -> object:
     return [summary(machine) for _, machine in sorted(call.node.machines.items())]
 
@@ -46,7 +30,7 @@ async def index(call: Call) -> object:
     return [{"subdir": name} for name in ("config", "pending", "status", "agent", "snapshot", "clone", "resize")]
 
 
-@route("POST", "/nodes/{node}/qemu", options.schema(**CREATE))
+@route("POST", "/nodes/{node}/qemu")
 async def create(call: Call) -> object:
     node, vmid = call.node, call.params["vmid"]
     call.root_only("args", "vmgenid", "lock")
@@ -54,7 +38,7 @@ async def create(call: Call) -> object:
         raise ApiError(500, f"volume '{call.params['archive']}' does not exist")
     if "pool" in call.params:
         node.pools.check(call.params["pool"])
-    given = {name: config_text(value) for name, value in call.params.items() if name not in CREATE and name != "node"}
+    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
     edit.check_storages(node, given)
     if holder := node.cluster.holder(vmid):
         raise ApiError(500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{holder.name}'")
@@ -110,11 +94,7 @@ async def _new_config(call: Call, given: dict[str, str], task: Task, made: list[
     return current
 
 
-@route(
-    "DELETE",
-    "/nodes/{node}/qemu/{vmid}",
-    **{"purge": opt(BOOLEAN), "destroy-unreferenced-disks": opt(BOOLEAN), "skiplock": opt(BOOLEAN)},
-)
+@route("DELETE", "/nodes/{node}/qemu/{vmid}")
 async def delete(call: Call) -> object:
     call.root_only("skiplock")
     machine, node = call.machine, call.node
@@ -147,7 +127,7 @@ async def delete(call: Call) -> object:
     return call.task("qmdestroy", work)
 
 
-@route("POST", "/nodes/{node}/qemu/{vmid}/template", disk=opt(STRING))
+@route("POST", "/nodes/{node}/qemu/{vmid}/template")
 async def template(call: Call) -> object:
     machine, node = call.unlocked(), call.node
     async with machine.lock.hold(node.lock_timeout):
@@ -173,19 +153,7 @@ async def template(call: Call) -> object:
     return call.task("qmtemplate", work)
 
 
-def _size(text: str) -> None:
-    if not re.fullmatch(r"\+?\d+(\.\d+)?[KMGT]?", text):
-        raise ValueError("value does not match the regex pattern")
-
-
-@route(
-    "PUT",
-    "/nodes/{node}/qemu/{vmid}/resize",
-    disk=STRING,
-    size=Param(check=_size),
-    digest=opt(STRING),
-    skiplock=opt(BOOLEAN),
-)
+@route("PUT", "/nodes/{node}/qemu/{vmid}/resize")
 async def resize(call: Call) -> object:
     call.root_only("skiplock")
     node, vmid, disk = call.node, call.machine.vmid, call.params["disk"]
@@ -216,9 +184,7 @@ async def resize(call: Call) -> object:
     return call.task("resize", work)
 
 
-@route(
-    "GET", "/nodes/{node}/qemu/{vmid}/feature", feature=Param(enum=("snapshot", "clone", "copy")), snapname=opt(STRING)
-)
+@route("GET", "/nodes/{node}/qemu/{vmid}/feature")
 async def feature(call: Call) -> object:
     possible = call.params["feature"] != "clone" or call.machine.is_template
     return {"hasFeature": int(possible), "nodes": [call.node.name]}

@@ -82,7 +82,7 @@ def declared_schema(method: str, template: str, given: Schema) -> Schema:
     params = {
         name: replace(param, check=given.params[name].check)
         for name, param in found.params.items()
-        if param.check is None and name in given.params and given.params[name].check
+        if name in given.params and declared.lacks_check(call, name)
     }
     return Schema(given.params | found.params | params, given.numbered | found.numbered, found.largest)
 
