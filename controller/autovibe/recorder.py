@@ -1,11 +1,13 @@
 """The recorder: one thread that writes what Ansible says into the database.
 
 ansible-runner's event handler must return at once, so it only puts events on a queue. An operation ends as soon as
-its host has ended: a fast machine does not wait for a slow one of the same run.
+its host has ended: a fast machine does not wait for a slow one of the same run. What has come meanwhile is recorded in
+one transaction: a burst of events costs one commit, and wakes the workers once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -29,6 +31,8 @@ _OURS = "autovibe.proxmox."
 _STATUS = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 #: What the controller records of a result; everything else is kept for people in `task_results`.
 _FACTS = ("machine", "checkpoint", "template")
+#: Events that one transaction records at most.
+_BATCH = 100
 _TEXT_MOST = 4000
 _LIST_MOST = 100
 
@@ -74,31 +78,46 @@ class Recorder(threading.Thread):
 
     def run(self) -> None:
         """The thread."""
-        while (item := self._queue.get()) is not None:
-            record, arguments = item
-            self._persist(record, arguments)
-            if record == self._record_end:
-                self.runs.pop(arguments[0], None)
-                self.on_end(arguments[0])
+        while (items := self._next())[0] is not None:
+            closing = items[-1] is None
+            items = [item for item in items if item is not None]
+            self._persist(items)
+            for record, arguments in items:
+                if record == self._record_end:
+                    self.runs.pop(arguments[0], None)
+                    self.on_end(arguments[0])
+            if closing:
+                return
 
-    def _persist(self, record: Callable[..., None], arguments: tuple) -> None:
-        """In one transaction. A database that is away is waited for; anything else is logged and skipped."""
+    def _next(self) -> list[tuple[Callable[..., None], tuple] | None]:
+        """What is on the queue, at least one item; None, which closes the recorder, comes last."""
+        items = [self._queue.get()]
+        with contextlib.suppress(queue.Empty):
+            while items[-1] is not None and len(items) < _BATCH:
+                items.append(self._queue.get_nowait())
+        return items
+
+    def _persist(self, items: list[tuple[Callable[..., None], tuple]]) -> None:
+        """In one transaction. A database that is away is waited for; what cannot be recorded is logged and skipped."""
         pause = 0.2
         while not self._closing.is_set():
             try:
                 with db.session_scope(self.settings) as session:
-                    record(session, *arguments)
+                    for record, arguments in items:
+                        record(session, *arguments)
                 return
-            except (DBAPIError, DatabaseError) as error:
-                if not _is_away(error):
-                    log.exception("could not record %s", arguments[0])
+            except Exception as error:
+                if _is_away(error):
+                    log.warning("the database is away; trying again: %s", error)
+                    self._closing.wait(pause)
+                    pause = min(pause * 2, 5.0)
+                elif len(items) > 1:
+                    for item in items:
+                        self._persist([item])
                     return
-                log.warning("the database is away; trying again: %s", error)
-                self._closing.wait(pause)
-                pause = min(pause * 2, 5.0)
-            except Exception:
-                log.exception("could not record %s", arguments[0])
-                return
+                else:
+                    log.exception("could not record %s", items[0][1][0])
+                    return
 
     def _record_event(self, session: Session, run_uuid: UUID, event: dict[str, Any]) -> None:
         data = event["event_data"]
@@ -209,7 +228,7 @@ def _unexplained(outcome: Outcome) -> dict[str, Any]:
 def _is_away(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
-    return error.code == "database_unreachable"
+    return isinstance(error, DatabaseError) and error.code == "database_unreachable"
 
 
 def _uuid(host: str) -> UUID | None:

@@ -68,7 +68,9 @@ def bare(site: Site, template: int, count: int, first: int) -> float:
 def through_controller(site: Site, count: int) -> float:
     """From the transaction that asks for the machines to the last operation's success."""
     from autovibe import db, machines, operations, projects
+    from autovibe.models import Operation
     from autovibe.settings import load_settings
+    from sqlalchemy import select
 
     settings = load_settings(state_dir=site.state, hub_port=site.hub_port)
     begun = time.monotonic()
@@ -78,14 +80,14 @@ def through_controller(site: Site, count: int) -> float:
             machines.spawn(session, settings, project=project, prompt="bench", template="null") for _ in range(count)
         ]
         asked = [operations.pending(session, machine.uuid, "spawn")[0].uuid for machine in made]
-    waiting = set(asked)
-    while waiting:
-        with db.session_scope(settings) as session:
-            found = {uuid: operations.get(session, uuid) for uuid in waiting}
-        failed = [one.error for one in found.values() if one.status == "failed"]
-        assert not failed, failed
-        waiting -= {uuid for uuid, one in found.items() if one.status == "succeeded"}
+    ended: list[str] = []
+    while len(ended) < count:
         time.sleep(0.01)
+        with db.session_scope(settings) as session:
+            ended = session.scalars(
+                select(Operation.status).where(Operation.uuid.in_(asked), Operation.finished_at.is_not(None))
+            ).all()
+        assert "failed" not in ended, ended
     taken = time.monotonic() - begun
     clear(site, settings, [machine.uuid for machine in made])
     return taken

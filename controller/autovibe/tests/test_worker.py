@@ -185,6 +185,24 @@ def test_an_operation_ends_with_its_host_not_with_the_run(site, machine):
         assert session.query(TaskResult).filter_by(run_uuid=run_uuid).count() == 1
 
 
+def test_an_event_that_cannot_be_recorded_spoils_no_other(site, machine):
+    """Events that came together are recorded together, but for the one that Postgres refuses."""
+    with db.session_scope(site) as session:
+        (operation,) = world.claim(session)
+    recorder = Recorder(site, lambda _: None)
+    recorder.begin(operation.run_uuid, {str(operation.uuid): ("machine", "machine")})
+    data = {"host": str(operation.uuid), "resolved_action": "autovibe.proxmox.machine"}
+    refused = {**data, "task": "Refused", "duration": "no number"}
+    made = {**data, "task": "Made", "res": {"machine": {"vm_id": machine.vm_id, "node": "pve1"}}}
+    for one in ({**data, "task": "First"}, refused, made):
+        recorder.event(operation.run_uuid, {"event": "runner_on_ok", "event_data": one})
+    recorder.start()
+    recorder.close()
+    assert ended(site, machine).status == "succeeded"
+    with db.session_scope(site) as session:
+        assert {row.task for row in session.query(TaskResult)} == {"First", "Made"}
+
+
 def test_a_dead_workers_operations_are_taken_over(site, machine):
     dead = f"{processes.host_id()}/{os.getpid()}/1.0"  # this pid, but another process
     with db.session_scope(site) as session:
