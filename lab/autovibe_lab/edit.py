@@ -175,12 +175,12 @@ def _set_pending_deletes(pending: Section, names: set[str]) -> None:
         pending.pop("delete", None)
 
 
-def missing_bridge(section: Section) -> str | None:
-    """The first bridge that a network device names and that the node doesn't have."""
+def missing_bridge(section: Section) -> tuple[str, str] | None:
+    """The first network device, and its bridge, that the node doesn't have."""
     for key in sorted(section):
         bridge = options.parse_net(section[key]).get("bridge") if NETS.fullmatch(key) else None
         if bridge and bridge not in BRIDGES:
-            return bridge
+            return key, bridge
     return None
 
 

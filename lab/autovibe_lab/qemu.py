@@ -126,6 +126,14 @@ class QemuGuest:
     async def resume(self) -> None:
         await self._monitor("cont")
 
+    async def reset(self) -> None:
+        # It runs with -no-reboot, which takes every reset for an end.
+        await self._monitor("set-action", reboot="reset")
+        try:
+            await self._monitor("system_reset")
+        finally:
+            await self._monitor("set-action", reboot="shutdown")
+
     async def close(self) -> None:
         self._channel.close()
         if self._qmp is not None:

@@ -11,7 +11,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,9 @@ UPID = re.compile(
     r":(?P<type>[^:\s]+):(?P<id>[^:\s]*):(?P<user>[^:\s]+):"
 )
 
-ABORTED = "unexpected status"
+#: The end of a task whose worker was killed, and of one that was told to stop.
+KILLED = "unexpected status"
+INTERRUPTED = "received interrupt"
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,10 @@ class Task:
     status: str | None = None
     lines: list[str] | None = field(default_factory=list)
     worker: asyncio.Task | None = None
+    #: Its process is killed, not asked: it cleans nothing up and says nothing more.
+    killed: bool = False
+    #: How many tasks had ended when it did.
+    rank: int = 0
 
     @classmethod
     def from_upid(cls, upid: str, folder: Path) -> Task:
@@ -94,6 +100,8 @@ class Tasks:
         self.folder = folder
         self.all: dict[str, Task] = {}
         self._pids = itertools.count(max(int(time.time()) & 0xFFFF, 1000))
+        self._ranks = itertools.count(1)
+        self._beside: set[asyncio.Task] = set()
         self._load()
 
     def _load(self) -> None:
@@ -102,14 +110,14 @@ class Tasks:
         ended = {}
         for line in index.read_text().splitlines() if index.exists() else ():
             upid, endtime, status = line.split(" ", 2)
-            ended[upid] = (int(endtime, 16), status)
+            ended[upid] = (int(endtime, 16), status, next(self._ranks))
         for file in self.folder.glob("?/UPID:*"):
             task = Task.from_upid(file.name, self.folder)
             task.lines = None
             if file.name in ended:
-                task.endtime, task.status = ended[file.name]
+                task.endtime, task.status, task.rank = ended[file.name]
             else:
-                self._end(task, ABORTED)
+                self._end(task, KILLED)
             self.all[task.upid] = task
         self.all = dict(sorted(self.all.items(), key=lambda item: (item[1].starttime, item[1].pid)))
         if self.all:
@@ -132,7 +140,9 @@ class Tasks:
             status = "OK"
             task.log("TASK OK")
         except asyncio.CancelledError:
-            status = ABORTED
+            status = KILLED if task.killed else INTERRUPTED
+            if not task.killed:
+                task.log(f"TASK ERROR: {status}")
         except (TaskError, ApiError, GuestError, LockTimeout) as error:
             status = str(error).replace("\n", " ")
             task.log(f"TASK ERROR: {status}")
@@ -146,6 +156,7 @@ class Tasks:
         task.status, task.endtime = status, int(time.time())
         task.worker = None
         task.lines = None
+        task.rank = next(self._ranks)
         with (self.folder / "index").open("a") as index:
             index.write(f"{task.upid} {task.endtime:08X} {status}\n")
 
@@ -160,14 +171,30 @@ class Tasks:
     def running(self, type: str, id: str) -> list[Task]:
         return [task for task in self.all.values() if task.worker and task.type == type and task.id == id]
 
-    async def abort(self, task: Task) -> None:
+    def newest_first(self) -> list[Task]:
+        """What runs, then what has ended, the last end first."""
+        running = [task for task in reversed(self.all.values()) if task.status is None]
+        ended = [task for task in self.all.values() if task.status is not None]
+        return running + sorted(ended, key=lambda task: -task.rank)
+
+    def beside(self, work: Coroutine) -> None:
+        """Do this without a task that a client could see."""
+        hidden = asyncio.get_running_loop().create_task(work)
+        self._beside.add(hidden)
+        hidden.add_done_callback(self._beside.discard)
+
+    async def abort(self, task: Task, *, kill: bool = False) -> None:
+        """Interrupt it, which it may answer by cleaning up; or kill its worker, which it can't."""
+        task.killed = task.killed or kill
         if task.worker:
             task.worker.cancel()
             await asyncio.wait([task.worker])
         if task.status is None:  # aborted before it began
-            self._end(task, ABORTED)
+            self._end(task, KILLED)
 
     async def close(self) -> None:
         """Abort what runs."""
+        for hidden in list(self._beside):
+            hidden.cancel()
         for task in list(self.all.values()):
             await self.abort(task)

@@ -57,9 +57,7 @@ async def listing(call: Call) -> object:
             and (kinds is None or _kind(task) in kinds)
         )
 
-    found = [task for task in reversed(list(call.node.tasks.all.values())) if wanted(task)]
-    # What runs comes first.
-    found.sort(key=lambda task: task.status is not None)
+    found = [task for task in call.node.tasks.newest_first() if wanted(task)]
     start, limit = call.get("start", 0), call.get("limit", LIMIT)
     page = found[start : start + limit] if limit else found[start:]
     return Answer([task.list_entry() for task in page], {"total": len(found)})
@@ -83,7 +81,7 @@ async def log(call: Call) -> object:
         raise invalid(upid="unable to parse worker upid")
     if upid not in call.node.tasks.all:
         # So does Proxmox: 200, and the data is an object.
-        return {"n": 1, "t": "unable to open file - No such file or directory"}
+        return Answer({"n": 1, "t": "unable to open file - No such file or directory"}, {"total": 1})
     lines = call.node.tasks.get(upid).read_log() or ["no content"]
     start, limit = call.get("start", 0), call.get("limit", LIMIT)
     end = start + limit if limit else len(lines)
