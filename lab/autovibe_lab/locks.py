@@ -1,4 +1,7 @@
-"""The lock on a guest's configuration file, as Proxmox's flock: shared or exclusive, given up after ten seconds."""
+"""Proxmox's locks, which are flocks: on a guest's configuration and on a storage.
+
+Shared or exclusive; who waits gives up after ten seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ class LockTimeout(Exception):
     """The lock was not to be had in time; the message is Proxmox's."""
 
 
-class ConfigLock:
-    """Many readers or one writer."""
+class FileLock:
+    """Many readers or one writer. `file` is the one that Proxmox locks."""
 
-    def __init__(self, vmid: int) -> None:
-        self.vmid = vmid
+    def __init__(self, file: str) -> None:
+        self.file = file
         self._readers = 0
         self._writing = False
         self._waiters: list[asyncio.Future] = []
@@ -55,7 +58,20 @@ class ConfigLock:
             try:
                 await asyncio.wait_for(waiter, max(end - loop.time(), 0))
             except TimeoutError:
-                message = f"can't lock file '/var/lock/qemu-server/lock-{self.vmid}.conf' - got timeout"
-                raise LockTimeout(message) from None
+                raise LockTimeout(f"can't lock file '{self.file}' - got timeout") from None
             finally:
                 self._waiters.remove(waiter)
+
+
+class ConfigLock(FileLock):
+    """On one guest's configuration."""
+
+    def __init__(self, vmid: int) -> None:
+        super().__init__(f"/var/lock/qemu-server/lock-{vmid}.conf")
+
+
+class StorageLock(FileLock):
+    """On one storage, while a volume is made or freed there."""
+
+    def __init__(self, storage: str) -> None:
+        super().__init__(f"/var/lock/pve-manager/pve-storage-{storage}")

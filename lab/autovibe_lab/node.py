@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from autovibe_lab.cluster import Cluster
@@ -12,7 +13,7 @@ from autovibe_lab.errors import TaskError, no_config
 from autovibe_lab.firewall.files import Files
 from autovibe_lab.guest import Guest, NullGuest
 from autovibe_lab.latency import Delays, Latency
-from autovibe_lab.locks import ConfigLock
+from autovibe_lab.locks import ConfigLock, StorageLock
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.pools import Pools
 from autovibe_lab.tasks import Tasks
@@ -82,6 +83,8 @@ class Node:
         self.latency = Latency(self.delays)
         self.tasks = Tasks(self.name, self.paths.tasks)
         self.storages = Storages(self.paths, self.null_guests)
+        self._storage_locks: dict[str, StorageLock] = {}
+        self._config_locks: dict[int, ConfigLock] = {}
         self.cluster = self.cluster or Cluster(Pools(self.paths.user_cfg))
         self.cluster.nodes[self.name] = self
         self.firewall = Files(self.paths.firewall, self.paths.state / "firewall")
@@ -90,7 +93,18 @@ class Node:
             self.machines[vmid] = self._machine(vmid, Config.parse(file.read_text()))
 
     def _machine(self, vmid: int, config: Config) -> Machine:
-        return Machine(vmid, config, ConfigLock(vmid), only_null=self.null_guests)
+        return Machine(vmid, config, self.config_lock(vmid), only_null=self.null_guests)
+
+    def config_lock(self, vmid: int) -> ConfigLock:
+        """The lock of this id: it is there before the guest, and after it."""
+        return self._config_locks.setdefault(vmid, ConfigLock(vmid))
+
+    @contextlib.asynccontextmanager
+    async def storage_lock(self, storage: str, log: Callable[[str], None] | None = None) -> AsyncIterator[None]:
+        """Around the making (which `disk_delay` slows down) or freeing of a volume. Raises LockTimeout."""
+        lock = self._storage_locks.setdefault(storage, StorageLock(storage))
+        async with lock.hold(self.lock_timeout, log=log):
+            yield
 
     @property
     def pools(self) -> Pools:

@@ -107,7 +107,8 @@ async def delete(call: Call) -> object:
         node.for_task(machine.vmid)
         async with machine.lock.hold(node.lock_timeout, log=task.log):
             found = node.for_task(machine.vmid)
-            if not call.get("skiplock") and (message := found.locked()):
+            hibernated = found.config.current.get("lock") == "suspended"
+            if not (call.get("skiplock") or hibernated) and (message := found.locked()):
                 raise TaskError(message)
             if found.running():
                 raise TaskError(f"VM {machine.vmid} is running - destroy failed")

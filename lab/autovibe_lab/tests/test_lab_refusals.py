@@ -99,7 +99,7 @@ def test_a_start_on_a_missing_bridge_fails(client):
     machine = client.create(net0="virtio,bridge=vmbr99")
     upid = machine.status.start.post()
     assert client.wait(upid) == "start failed: QEMU exited with code 1"
-    assert client.node.tasks(upid).log.get()[-2]["t"] == "bridge 'vmbr99' does not exist"
+    assert client.node.tasks(upid).log.get()[-3]["t"] == "bridge 'vmbr99' does not exist"
 
 
 @pytest.fixture
