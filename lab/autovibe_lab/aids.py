@@ -14,6 +14,7 @@ from aiohttp import web
 
 from autovibe_lab.faults import Fault, Hold, Match
 from autovibe_lab.node import Node
+from autovibe_lab.tasks import Death
 
 #: Calls that are remembered.
 CALLS = 100_000
@@ -75,6 +76,8 @@ class Aids:
         if what == "tasks" and method == "GET":
             tasks = self.node.cluster.tasks()
             return [task.status_entry() | {"exitstatus": task.status} for task in tasks]
+        if what == "kills" and method == "POST":
+            return self._kill(body)
         if what == "nodes":
             return self._on_nodes(method, id, body)
         if what == "latency" and method in ("GET", "PUT", "POST"):
@@ -85,6 +88,17 @@ class Aids:
         if what == "faults":
             return self._on_list(self.faults, lambda: Fault.of(body), method, id)
         return None
+
+    def _kill(self, body: dict) -> object:
+        """The worker of a task that runs (`upid`), or of the next ones of a type in the middle of their work."""
+        tasks = [node.tasks for node in self.node.cluster.nodes.values()]
+        if upid := body.get("upid"):
+            found = next((each.all[upid] for each in tasks if upid in each.all), None)
+            return None if found is None else {"killed": found.kill()}
+        death = Death(body["type"], str(body.get("id", "")), int(body.get("count", 1)))
+        for each in tasks:
+            each.deaths.append(death)
+        return {"armed": death.count}
 
     def _on_nodes(self, method: str, name: str, body: dict) -> object:
         """PUT takes a node down or brings it back; none of its tasks or guests ends."""

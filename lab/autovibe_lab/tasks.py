@@ -68,6 +68,13 @@ class Task:
         with self.file.open("a") as file:
             file.write(line + "\n")
 
+    def kill(self) -> bool:
+        """Kill its worker, if it still runs."""
+        if self.worker is None:
+            return False
+        self.killed = True
+        return self.worker.cancel()
+
     def read_log(self) -> list[str]:
         if self.lines is not None:
             return self.lines
@@ -92,6 +99,21 @@ class Task:
         return self._identity() | {"endtime": self.endtime, "status": self.status}
 
 
+@dataclass
+class Death:
+    """The next `count` tasks of this type and guest have their worker killed in the middle of their work."""
+
+    type: str
+    id: str = ""
+    count: int = 1
+
+    def takes(self, task: Task) -> bool:
+        if self.count <= 0 or task.type != self.type or self.id not in ("", task.id):
+            return False
+        self.count -= 1
+        return True
+
+
 class Tasks:
     """All tasks of the node, newest last."""
 
@@ -102,6 +124,7 @@ class Tasks:
         self._pids = itertools.count(max(int(time.time()) & 0xFFFF, 1000))
         self._ranks = itertools.count(1)
         self._beside: set[asyncio.Task] = set()
+        self.deaths: list[Death] = []
         self._load()
 
     def _load(self) -> None:
@@ -177,15 +200,21 @@ class Tasks:
         ended = [task for task in self.all.values() if task.status is not None]
         return running + sorted(ended, key=lambda task: -task.rank)
 
+    def die_if_told(self, task: Task) -> None:
+        """Called by a task in the middle of its work: a test may want its worker killed there (`deaths`)."""
+        for death in self.deaths:
+            if death.takes(task):
+                task.killed = True
+                raise asyncio.CancelledError
+
     def beside(self, work: Coroutine) -> None:
         """Do this without a task that a client could see."""
         hidden = asyncio.get_running_loop().create_task(work)
         self._beside.add(hidden)
         hidden.add_done_callback(self._beside.discard)
 
-    async def abort(self, task: Task, *, kill: bool = False) -> None:
-        """Interrupt it, which it may answer by cleaning up; or kill its worker, which it can't."""
-        task.killed = task.killed or kill
+    async def abort(self, task: Task) -> None:
+        """Interrupt it; it may answer by cleaning up."""
         if task.worker:
             task.worker.cancel()
             await asyncio.wait([task.worker])

@@ -88,6 +88,15 @@ class Aids:
         """All faults, with how many calls each has `matched` and how many are `left`."""
         return self("GET", "faults")
 
+    def kill_next(self, type: str, id: object = "", count: int = 1) -> None:
+        """Kill the worker of the next task of this type (and guest) in the middle of its work: a `qmclone` leaves a
+        locked machine in no pool, and a disk that no configuration names."""
+        self("POST", "kills", {"type": type, "id": str(id), "count": count})
+
+    def kill(self, upid: str) -> None:
+        """Kill the worker of a task that runs."""
+        self("POST", "kills", {"upid": upid})
+
     def reset(self) -> None:
         """Forget all faults and holds."""
         self("DELETE", "faults")

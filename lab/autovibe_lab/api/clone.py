@@ -1,7 +1,8 @@
 """/nodes/N/qemu/ID/clone: linked clones of templates, full clones of everything, of a snapshot too.
 
-The new machine stands at once, with `lock: clone` and a temporary description. Its name and description appear when its
-first disk is copied, and it joins its pool last: who sees it earlier must not trust its identity.
+The new machine stands as soon as both locks are held, with `lock: clone` and a temporary description. Its name and
+description appear when its first disk is copied, and it joins its pool last: who sees it earlier must not trust its
+identity.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from autovibe_lab import edit, options
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.config import NETS, NOT_IN_SNAPSHOTS, Drive, Section, drives
+from autovibe_lab.copying import Copier, undo
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
 from autovibe_lab.guest import NullGuest
+from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine, Node
+from autovibe_lab.null_programs import Disk
 from autovibe_lab.schema import BOOLEAN, DNS_NAME, NATURAL, POOL, SNAPSHOT, STRING, VMID, Param, opt
 from autovibe_lab.tasks import Task
 from autovibe_lab.volumes import is_base
@@ -39,6 +43,7 @@ class Request:
     name: str
     description: str | None
     pool: str | None
+    bwlimit: int | None
     target: Node | None = None
 
     def config(self) -> Section:
@@ -98,8 +103,8 @@ def _request(call: Call) -> Request:
         raise ApiError(500, f"can't clone VM to node '{target.name}' (VM uses local storage)")
     name = call.get("name") or f"Copy-of-VM-{section.get('name', vmid)}"
     description = call.get("description")
-    pool = call.get("pool")
-    return Request(node, source, section, snapshot, newid, linked, storage, name, description, pool, target)
+    pool, limit = call.get("pool"), call.get("bwlimit")
+    return Request(node, source, section, snapshot, newid, linked, storage, name, description, pool, limit, target)
 
 
 def _target(call: Call) -> Node | None:
@@ -123,54 +128,61 @@ def _check_linked(call: Call, section: Section) -> None:
 
 @route("POST", "/nodes/{node}/qemu/{vmid}/clone", **CLONE)
 async def clone(call: Call) -> object:
-    request = _request(call)
-    target = call.node.add(request.vmid, {"description": " qmclone temporary file", "lock": "clone"})
+    request, node = _request(call), call.node
     # A running source is locked against everything, a stopped one only against changes.
     shared = not request.source.running()
 
     async def work(task: Task) -> None:
-        made: list[str] = []
-        timeout = call.node.lock_timeout
-        try:
-            async with (
-                request.source.lock.hold(timeout, shared=shared, log=task.log),
-                target.lock.hold(timeout, log=task.log),
-            ):
-                await _copy(request, target, task, made)
-        except BaseException as error:
-            for volid in made:
-                call.node.storages.delete(volid)
-            call.node.forget(target)
-            if isinstance(error, asyncio.CancelledError):
-                raise TaskError("clone failed: copy failed: interrupted by signal") from None
-            if isinstance(error, (DiskError, TaskError)):
-                raise TaskError(f"clone failed: {error}") from None
-            raise
-        if request.target is not None:
-            call.node.hand_over(target, request.target)
-        if request.pool is not None:
-            call.node.pools.add(request.pool, request.vmid)
+        timeout = node.lock_timeout
+        async with (
+            request.source.lock.hold(timeout, shared=shared, log=task.log),
+            node.config_lock(request.vmid).hold(timeout, log=task.log),
+        ):
+            await _work(request, task)
 
     return call.task("qmclone", work)
 
 
-async def _copy(request: Request, target: Machine, task: Task, made: list[str]) -> None:
+async def _work(request: Request, task: Task) -> None:
+    """What is done under both locks. What was checked before is checked again: another may have been faster."""
+    node = request.node
+    node.unlocked(request.source.vmid)
+    if node.cluster.holder(request.vmid):
+        raise TaskError(f"unable to create VM {request.vmid}: config file already exists")
+    target = node.add(request.vmid, {"description": " qmclone temporary file", "lock": "clone"})
+    copier = Copier(node, request.source, request.vmid, task, [], request.storage, request.bwlimit, request.snapshot)
+    try:
+        await _copy(request, target, copier)
+    except BaseException as error:
+        if task.killed:
+            raise
+        await undo(node, copier.made, task)
+        node.forget(target)
+        if isinstance(error, asyncio.CancelledError):
+            raise TaskError("clone failed: interrupted by signal") from None
+        if isinstance(error, (DiskError, TaskError, LockTimeout)):
+            raise TaskError(f"clone failed: {error}") from None
+        raise
+    if request.target is not None:
+        node.hand_over(target, request.target)
+    if request.pool is not None:
+        node.pools.add(request.pool, request.vmid)
+
+
+async def _copy(request: Request, target: Machine, copier: Copier) -> None:
     node, current = request.node, request.config()
+    mirrored = []
     for drive in drives(current):
-        if drive.is_cloudinit and "/" in drive.volid:
-            task.log(f"create full clone of drive {drive.key} ({drive.volid})")
-            storage = request.storage or drive.volid.partition(":")[0]
-            volid = node.storages.create_cloudinit(storage, request.vmid).volid
-            properties = drive.properties | {"file": volid, "size": "4M"}
-        elif drive.is_disk:
-            volid = await _copy_disk(request, drive, task)
-            properties = drive.properties | {"file": volid}
-        else:
+        if not (drive.is_disk or (drive.is_cloudinit and "/" in drive.volid)):
             continue
-        made.append(volid)
+        volid = await copier.drive(drive, linked=request.linked)
+        properties = drive.properties | {"file": volid} | ({"size": "4M"} if drive.is_cloudinit else {})
+        mirrored += [drive.key] if drive.is_disk else []
         current[drive.key] = Drive(drive.key, properties).text()
         target.config.current = dict(current)
         node.save(target)
+    if request.source.running() and request.snapshot is None and mirrored:
+        _end_mirrors(request, copier.task, mirrored)
     await node.spend(request.source, "clone-end")
     target.config.current = {key: value for key, value in current.items() if key != "lock"}
     _copy_memory(request, target)
@@ -178,20 +190,19 @@ async def _copy(request: Request, target: Machine, task: Task, made: list[str]) 
     node.save(target)
 
 
-async def _copy_disk(request: Request, drive: Drive, task: Task) -> str:
-    node = request.node
-    if request.linked:
-        task.log(f"create linked clone of drive {drive.key} ({drive.volid})")
-        await node.spend(request.source, "clone")
-        return await node.storages.linked_clone(drive.volid, request.vmid)
-    task.log(f"create full clone of drive {drive.key} ({drive.volid})")
-    storage = request.storage or drive.volid.partition(":")[0]
-    await node.spend(request.source, "clone", copy=drive.size)
-    return await node.storages.full_copy(drive.volid, storage, request.vmid, request.snapshot)
+def _end_mirrors(request: Request, task: Task, keys: list[str]) -> None:
+    """All copies of a running guest's disks end at one moment, in which it stands still."""
+    frozen = options.agent_enabled(request.source.config.current)
+    task.log("freeze filesystem" if frozen else "suspend vm")
+    for key in keys:
+        task.log(f"drive-{key}: Cancelling block job")
+        task.log(f"drive-{key}: Done.")
+    task.log("unfreeze filesystem" if frozen else "resume vm")
 
 
 def _copy_memory(request: Request, target: Machine) -> None:
     """A null guest's files are its disk's content."""
     old, new = request.node.guest(request.source), request.node.guest(target)
     if isinstance(old, NullGuest) and isinstance(new, NullGuest):
-        new.disk = (old.disk if request.snapshot is None else old.snapshots[request.snapshot]).copy()
+        found = old.disk if request.snapshot is None else old.snapshots.get(request.snapshot, Disk())
+        new.disk = found.copy()

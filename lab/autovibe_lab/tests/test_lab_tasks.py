@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 
@@ -50,21 +49,42 @@ def test_tasks_outlive_the_process(client, lab):
     assert [task.list_entry() for task in again.all.values()] == before[::-1]
 
 
-def test_an_aborted_clone_leaves_nothing(client, lab, monkeypatch):
+def test_an_aborted_clone_leaves_nothing(client, lab):
     client.ok(client.node.qemu.post(vmid=100, name="base", scsi0="null:1"))
-
-    async def never(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(lab.node.storages, "full_copy", never)
-    upid = client.node.qemu(100).clone.post(newid=101, name="new", description="mine")
+    upid = client.node.qemu(100).clone.post(newid=101, name="new", description="mine", bwlimit=1)
     config = client.node.qemu(101).config.get()
     assert (config["description"], config["lock"]) == (" qmclone temporary file", "clone")
     assert client.node.qemu(101).status.current.get()["name"] == "VM 101"
     client.node.tasks(upid).delete()
-    assert client.wait(upid) == "clone failed: copy failed: interrupted by signal"
+    assert client.wait(upid) == (
+        "clone failed: copy failed: command '/usr/bin/qemu-img convert -p -n -r 1K -f qcow2 -O qcow2 "
+        "/var/lib/vz/null/images/100/vm-100-disk-0.qcow2 zeroinit:/var/lib/vz/null/images/101/vm-101-disk-0.qcow2' "
+        "failed: interrupted by signal"
+    )
     assert client.refused(client.node.qemu(101).config.get).status_code == 500
+    assert len(client.node.storage("null").content.get()) == 1
     assert client.node.qemu(100).config.put(name="free") is None
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_clones_killed_worker_leaves_half_a_machine(client, lab, running):
+    client.api.pools.post(poolid="p")
+    client.template()
+    if running:
+        upid = client.node.qemu(100).clone.post(newid=101, name="new", pool="p", full=1, bwlimit=1)
+        lab.aids.kill(upid)
+    else:
+        lab.aids.kill_next("qmclone", 100)
+        upid = client.node.qemu(100).clone.post(newid=101, name="new", pool="p")
+    assert client.wait(upid) == "unexpected status"
+    assert "TASK" not in client.node.tasks(upid).log.get(limit=0)[-1]["t"]
+    config = client.node.qemu(101).config.get()
+    assert config["lock"] == "clone"
+    assert config.get("description") == (None if running else " qmclone temporary file")
+    assert client.api.pools("p").get()["members"] == []
+    assert [volume["volid"] for volume in client.node.storage("null").content.get(vmid=101)]
+    assert client.wait(client.node.qemu(101).delete()) == "VM is locked (clone)"
+    client.clone(100, 102)  # its locks died with it
 
 
 def test_a_held_call_is_executed_and_not_answered(client, lab):
