@@ -23,6 +23,8 @@ SHELLS = ("sh", "bash", "dash", "ash")
 KEYWORDS = {"if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "in", "function"}
 KEYWORDS |= {"{", "}", "!"}
 EXPANDED = re.compile(r"[$`*?~]")
+#: How a client kills a program with all that it has started: a script of more than plain commands, with the pid last.
+KILL_TREE = re.compile(r"\bkill -KILL\b.*\s(\d+)\s*", re.DOTALL)
 
 
 @dataclass
@@ -50,6 +52,11 @@ class Disk:
         top = path.split("/")[1] if path.startswith("/") else ""
         inside = any(name.startswith(path.rstrip("/") + "/") for name in self.files)
         return path == "/" or top in TOP_FOLDERS or path in self.folders or inside
+
+    def shows_folder(self, path: str) -> bool:
+        """A folder that is known, not one that is only there when something is put into it."""
+        inside = any(name.startswith(path.rstrip("/") + "/") for name in self.files)
+        return path.lstrip("/") in {"", *TOP_FOLDERS} or path in self.folders or inside
 
     def write(self, path: str, content: bytes, *, mode: str = "644", append: bool = False) -> None:
         """Raises FileNotFoundError when its folder is missing."""
@@ -99,15 +106,16 @@ def missing(path: str, disk: Disk) -> bool:
 def run(disk: Disk, hostname: str, argv: list[str], stdin: bytes = b"") -> Run:
     """Execute a program; it must not be `missing`."""
     state = Run(disk, hostname, stdin)
-    name = posixpath.basename(argv[0])
-    if name in SHELLS and len(argv) > 2 and argv[1].endswith("c"):
-        _shell(state, argv[2])
-    else:
-        state.code = _command(state, argv)
+    state.code = _command(state, argv)
     return state
 
 
 def _command(state: Run, argv: list[str]) -> int:
+    while len(argv) > 1 and (argv[0] in ("exec", "env", "/usr/bin/env") or re.match(r"[A-Za-z_]\w*=", argv[0])):
+        argv = argv[1:]
+    if posixpath.basename(argv[0]) in SHELLS and len(argv) > 2 and argv[1].endswith("c"):
+        _shell(state, argv[2], argv[3:])
+        return state.code
     program = PROGRAMS.get(posixpath.basename(argv[0]))
     if program is None:
         return 0
@@ -120,7 +128,12 @@ def _command(state: Run, argv: list[str]) -> int:
 # The shell ----------------------------------------------------------------------------------------------------------
 
 
-def _shell(state: Run, script: str) -> None:
+def _shell(state: Run, script: str, arguments: list[str]) -> None:
+    killed = KILL_TREE.fullmatch(script[script.find("kill -KILL") :])
+    if killed:
+        state.kills.append((int(killed[1]), 9))
+        return
+    script = script.replace('"$@"', shlex.join(arguments[1:]))
     try:
         lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|<>()")
         lexer.whitespace_split = True
@@ -275,12 +288,30 @@ def _chown(state: Run, arguments: list[str]) -> int:
     return 0
 
 
+def _number(name: str) -> str:
+    """The id of a user or group: root is 0, all others are one."""
+    return {"root": "0"}.get(name, name if name.isdigit() else "1000")
+
+
+def _mv(state: Run, arguments: list[str]) -> int:
+    old, new = _options(arguments)[1][-2:]
+    content, meta = state.disk.read(old), state.disk.meta.setdefault(old, Meta())
+    state.disk.write(new, content)
+    state.disk.meta[new] = meta
+    del state.disk.files[old], state.disk.meta[old]
+    return 0
+
+
 def _stat(state: Run, arguments: list[str]) -> int:
     if arguments[:1] != ["-c"] or len(arguments) < 3:
         return 0
     for path in arguments[2:]:
-        content, meta = state.disk.read(path), state.disk.meta.setdefault(path, Meta())
+        folder = path not in state.disk.files and state.disk.shows_folder(path)
+        content = b"" if folder else state.disk.read(path)
+        meta = Meta("755") if folder else state.disk.meta.setdefault(path, Meta())
         values = {"%a": meta.mode, "%U": meta.user, "%G": meta.group, "%s": str(len(content)), "%n": path}
+        values |= {"%u": _number(meta.user), "%g": _number(meta.group)}
+        values["%f"] = f"{int(meta.mode, 8) | (0o040000 if folder else 0o100000):x}"
         parts = re.split(r"(%[a-zA-Z])", arguments[1])
         state.out += "".join(values.get(part, part) for part in parts).encode() + b"\n"
     return 0
@@ -290,11 +321,11 @@ def _test(state: Run, arguments: list[str]) -> int:
     words = arguments[:-1] if arguments[-1:] == ["]"] else arguments
     match words:
         case ["-e" | "-f" | "-r", path]:
-            return int(path not in state.disk.files and not (words[0] == "-e" and state.disk.has_folder(path)))
+            return int(path not in state.disk.files and not (words[0] == "-e" and state.disk.shows_folder(path)))
         case ["-s", path]:
             return int(not state.disk.files.get(path))
         case ["-d", path]:
-            return int(path in state.disk.files or not state.disk.has_folder(path))
+            return int(path in state.disk.files or not state.disk.shows_folder(path))
         case ["-n", text]:
             return int(not text)
         case ["-z", text]:
@@ -315,6 +346,8 @@ def _kill(state: Run, arguments: list[str]) -> int:
 
 
 def _sha256sum(state: Run, arguments: list[str]) -> int:
+    if not arguments:
+        state.out += f"{hashlib.sha256(state.stdin).hexdigest()}  -\n".encode()
     for path in arguments:
         state.out += f"{hashlib.sha256(state.disk.read(path)).hexdigest()}  {path}\n".encode()
     return 0
@@ -347,6 +380,7 @@ PROGRAMS: dict[str, Callable[[Run, list[str]], int]] = {
     "sleep": _sleep,
     "exit": _exit,
     "mkdir": _mkdir,
+    "mv": _mv,
     "touch": _touch,
     "rm": _rm,
     "chmod": _chmod,

@@ -9,7 +9,7 @@ from typing import Any
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
 
 if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import ExecResult, Guest, wrapped
 
 
 class ActionModule(PveAction):
@@ -17,31 +17,65 @@ class ActionModule(PveAction):
         "vm_id": {"type": "int", "required": True},
         "argv": {"type": "list", "elements": "str"},
         "shell": {"type": "str"},
-        "stdin": {"type": "str", "no_log": True},
+        "stdin": {"type": "str"},
+        "env": {"type": "dict", "default": {}},
+        "chdir": {"type": "str"},
+        "creates": {"type": "str"},
+        "removes": {"type": "str"},
+        "large_output": {"type": "bool", "default": False},
         "exec_timeout": {"type": "int", "default": 60},
         "wait_agent": {"type": "int", "default": 0},
     }
     CONSTRAINTS = {"mutually_exclusive": [("argv", "shell")], "required_one_of": [("argv", "shell")]}
 
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
-        argv = options["argv"] or ["/bin/sh", "-c", options["shell"]]
-        if check:
-            return {"changed": True, "skipped": True, "msg": "A program is not run in check mode.", "argv": argv}
+        argv = options["argv"] or ["/bin/sh", "-c", options["shell"] or ":"]
+        program = wrapped(argv, options["env"], options["chdir"])
         guest = Guest(client, options["node"], options["vm_id"])
+        conditional = bool(options["creates"] or options["removes"])
+        if check and not conditional:
+            return {"changed": False, "skipped": True, "msg": "A program is not run in check mode.", "argv": argv}
         if options["wait_agent"]:
             guest.wait(options["wait_agent"])
+        done = _done_already(guest, options)
+        if done:
+            return {
+                "changed": False,
+                "argv": argv,
+                "msg": done,
+                "rc": 0,
+                "stdout": "",
+                "stderr": "",
+                "truncated": False,
+            }
+        if check:
+            return {"changed": True, "argv": argv, "msg": "The program would have been run."}
         stdin = None if options["stdin"] is None else options["stdin"].encode()
-        done = guest.run(argv, stdin=stdin, timeout=options["exec_timeout"])
-        result = {
-            "changed": True,
-            "argv": argv,
-            "rc": done.rc,
-            "signal": done.signal,
-            "stdout": done.stdout.decode(errors="replace"),
-            "stderr": done.stderr.decode(errors="replace"),
-            "truncated": done.truncated,
-        }
-        if done.rc != 0:
-            how = f"signal {done.signal}" if done.rc is None else f"exit code {done.rc}"
-            result.update(failed=True, msg=f"'{argv[0]}' in VM {options['vm_id']} ended with {how}.")
-        return result
+        ended = guest.run(program, stdin=stdin, timeout=options["exec_timeout"], large=options["large_output"])
+        return {"changed": True, "argv": argv, **_result(ended, argv[0], options)}
+
+
+def _done_already(guest: Guest, options: dict[str, Any]) -> str | None:
+    """Why there is nothing to run, if there is not."""
+    if options["creates"] and guest.exists(options["creates"]):
+        return f"{options['creates']} exists."
+    if options["removes"] and not guest.exists(options["removes"]):
+        return f"{options['removes']} does not exist."
+    return None
+
+
+def _result(ended: ExecResult, program: str, options: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "rc": ended.rc,
+        "signal": ended.signal,
+        "stdout": ended.stdout.decode(errors="replace"),
+        "stderr": ended.stderr.decode(errors="replace"),
+        "truncated": ended.truncated,
+        "timed_out": ended.timed_out,
+    }
+    if ended.rc != 0:
+        how = f"ended with exit code {ended.rc}" if ended.rc is not None else f"was ended by signal {ended.signal}"
+        if ended.timed_out:
+            how = f"ran for more than {options['exec_timeout']} s and was killed"
+        result.update(failed=True, msg=f"'{program}' in VM {options['vm_id']} {how}.")
+    return result

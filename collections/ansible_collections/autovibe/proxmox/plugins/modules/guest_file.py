@@ -11,28 +11,38 @@ short_description: A file in a guest
 version_added: 0.1.0
 author: The autovibe authors (@autovibe)
 description:
-  - Puts a file into a running VM through its guest agent. Missing folders are made.
+  - Puts a file into a running VM through its guest agent, or removes it. Missing folders are made.
   - Changes nothing when the file has the content, mode and owner that are asked for.
+  - The file is written beside its place, where only root can read it, and renamed when it is complete. A symbolic link
+    at O(path) is replaced.
 options:
+  state:
+    description: Whether the file is to be there.
+    type: str
+    choices: [present, absent]
+    default: present
   vm_id:
     description: VM id.
     type: int
     required: true
   path:
-    description: Path in the guest.
+    description: Absolute path in the guest.
     type: str
     required: true
   content:
-    description: Content. It is never shown.
+    description: Content. A diff shows it; with a secret, set C(no_log) for the task.
     type: str
   src:
-    description: File where C(ansible-playbook) runs. Its content is never shown.
+    description: File where C(ansible-playbook) runs. A diff shows its content, if it is text.
     type: path
   mode:
-    description: Mode, octal. It stands before the content comes.
+    description: Mode, octal, in quotes. If not given, that of the file that is there, or V(0600).
     type: str
   owner:
-    description: Owner, C(user) or C(user:group).
+    description: Owner, C(user) or C(user:group), by name or number. If not given, that of the file that is there.
+    type: str
+  group:
+    description: Group, by name or number.
     type: str
   wait_agent:
     description: Seconds to wait for the guest agent first.
@@ -52,6 +62,23 @@ EXAMPLES = r"""
     path: /etc/app/token
     src: secrets/token
     mode: "0600"
+  no_log: true
+
+- name: A service's settings
+  autovibe.proxmox.guest_file:
+    vm_id: 101
+    path: /etc/app/app.conf
+    content: |
+      workers = 4
+    owner: root
+    group: adm
+    mode: "0640"
+
+- name: No settings of old
+  autovibe.proxmox.guest_file:
+    vm_id: 101
+    path: /etc/app/old.conf
+    state: absent
 """
 
 RETURN = r"""
@@ -65,10 +92,10 @@ file:
       type: str
       sample: /etc/app/token
     sha256:
-      description: Hash of the content.
+      description: Hash of the content; not of a file that is absent.
       type: str
     size:
-      description: Length in bytes.
+      description: Length in bytes; not of a file that is absent.
       type: int
     mode:
       description: Mode, octal, if it was asked for.
@@ -76,6 +103,9 @@ file:
       sample: "600"
     owner:
       description: Owner, if it was asked for.
+      type: str
+    group:
+      description: Group, if it was asked for.
       type: str
 error_class:
   description: What kind of error it was, such as V(IdentityError) or V(TaskFailed).
