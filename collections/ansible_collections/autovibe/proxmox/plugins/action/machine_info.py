@@ -6,52 +6,55 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity, split_tags
-from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
+    IDENTITY_SPEC,
+    Client,
+    PveAction,
+    identity,
+)
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.fleet import FILTER_SPEC, filter_of
 
 if Client is not None:
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
     from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoints
     from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 
 
 class ActionModule(PveAction):
     SPEC = {
-        "vm_id": {"type": "int"},
-        "name": {"type": "str"},
-        "tag": {"type": "str"},
+        **FILTER_SPEC,
+        "identity": IDENTITY_SPEC,
         "config": {"type": "bool", "default": False},
         "snapshots": {"type": "bool", "default": False},
+        "addresses": {"type": "bool", "default": False},
     }
 
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
-        machines = Machines(client, options["node"], options["timeout"])
-        found = [_short(vm, options["node"]) for vm in machines.list()]
-        found = [vm for vm in found if _fits(vm, options)]
-        for vm in found:
-            if options["config"] or options["snapshots"]:
-                vm["config"] = machines.config(vm["vm_id"]) or {}
-                own = Identity.parse(vm["config"].get("description"))
-                vm["identity"] = dict(own.fields) if own else None
-            if options["snapshots"]:
-                vm["snapshots"] = [] if vm["template"] else list(Checkpoints(machines).snapshots(vm["vm_id"]).values())
-        return {"changed": False, "machines": sorted(found, key=lambda vm: vm["vm_id"])}
+        wanted = identity(options)
+        found = fleet.machines(client, filter_of(options))
+        if wanted and wanted.get("machine"):
+            tag = f"id-{wanted.get('machine').replace('-', '')}"
+            found = [machine for machine in found if tag in machine["tags"]] or found
+        if wanted or options["config"] or options["snapshots"]:
+            found = fleet.with_config(client, found)
+        if wanted:
+            found = [machine for machine in found if wanted.owns(machine["config"].get("description"))]
+            if not (options["config"] or options["snapshots"]):
+                found = [{key: value for key, value in machine.items() if key != "config"} for machine in found]
+        if options["snapshots"]:
+            for machine, listed in zip(found, fleet.each(found, lambda one: _snapshots(client, one)), strict=True):
+                machine["snapshots"] = listed
+        if options["addresses"]:
+            for machine, listed in zip(found, fleet.each(found, lambda one: _addresses(client, one)), strict=True):
+                machine["addresses"] = listed
+        return {"changed": False, "machines": found}
 
 
-def _short(vm: dict[str, Any], node: str) -> dict[str, Any]:
-    return {
-        "vm_id": int(vm["vmid"]),
-        "node": node,
-        "name": vm.get("name"),
-        "status": vm.get("status"),
-        "template": bool(vm.get("template")),
-        "tags": split_tags(vm.get("tags")),
-        "lock": vm.get("lock"),
-    }
+def _snapshots(client: Client, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    if machine["template"]:
+        return []
+    return list(Checkpoints(Machines(client, machine["node"])).snapshots(machine["vm_id"]).values())
 
 
-def _fits(vm: dict[str, Any], options: dict[str, Any]) -> bool:
-    return (
-        options["vm_id"] in (None, vm["vm_id"])
-        and options["name"] in (None, vm["name"])
-        and (options["tag"] is None or options["tag"] in vm["tags"])
-    )
+def _addresses(client: Client, machine: dict[str, Any]) -> list[str]:
+    return fleet.addresses(client, machine) if machine["status"] == "running" else []

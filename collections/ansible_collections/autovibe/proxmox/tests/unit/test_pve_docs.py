@@ -16,12 +16,12 @@ MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 def documented(module: str) -> dict[str, Any]:
     doc = yaml.safe_load(import_module(f"{ROOT}.modules.{module}").DOCUMENTATION)
-    fragments = import_module(f"{ROOT}.doc_fragments.connection").ModuleDocFragment
-    options = dict(doc.get("options", {}))
+    options: dict[str, Any] = {}
     for name in doc["extends_documentation_fragment"]:
-        text = getattr(fragments, name.split(".")[3].upper() if name.count(".") > 2 else "DOCUMENTATION")
-        options.update(yaml.safe_load(text)["options"])
-    return options
+        _namespace, _collection, file, *part = name.split(".")
+        fragments = import_module(f"{ROOT}.doc_fragments.{file}").ModuleDocFragment
+        options |= yaml.safe_load(getattr(fragments, part[0].upper() if part else "DOCUMENTATION"))["options"]
+    return options | doc.get("options", {})
 
 
 def shape(options: dict[str, Any], key: str) -> dict[str, Any]:
