@@ -25,5 +25,6 @@ def machine_id(machines: Any, options: dict[str, Any]) -> int:
         vmid = machines.find(identity=identity(options), name=options["machine_name"], templates=True)
     if vmid is None:
         what = f"'{options['machine_name']}'" if options["machine_name"] else "with this identity"
-        raise NotFound(f"There is no machine {what} on node {machines.node}.")
+        where = f"on node {options['node']}" if options["node"] else "in the cluster"
+        raise NotFound(f"There is no machine {what} {where}.")
     return vmid

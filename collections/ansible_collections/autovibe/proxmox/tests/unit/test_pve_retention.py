@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.disks import bases, disks, refuse
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotPossible
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import PERIODS, Keep, removed, sorted_out
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.snapshots import Snapshot, Tree
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.storages import KINDS, bases, disks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,15 +109,12 @@ def test_a_linked_clones_template_is_read_from_its_disks():
         "scsihw": "virtio-scsi-pci",
     }
     assert bases(config) == {100, 101}
-    assert [(disk.key, disk.format) for disk in disks(config)] == [
-        ("scsi0", "qcow2"),
-        ("virtio1", None),
-        ("sata0", "raw"),
-    ]
+    assert [disk.key for disk in disks(config)] == ["scsi0", "virtio1", "sata0"]
 
 
-def test_only_qcow2_files_take_snapshots_and_zfs_cannot_copy_them():
-    assert [KINDS["dir"].takes(form) for form in ("qcow2", "raw", None)] == [True, False, True]
-    assert not KINDS["lvm"].takes(None)
-    assert KINDS["zfspool"].takes(None)
-    assert not KINDS["zfspool"].copies_snapshots
+def test_what_a_storage_cannot_do_is_refused_with_the_reason():
+    with pytest.raises(NotPossible, match=r"A snapshot: Disk local:7/vm-7-disk-0.raw: storage 'local' \(dir, raw\)"):
+        refuse("snapshot", "A snapshot", {"scsi0": "local:7/vm-7-disk-0.raw,size=1G"}, {"local": "dir"})
+    refuse("snapshot", "A snapshot", {"scsi0": "local:7/vm-7-disk-0.raw,size=1G"}, {})
+    with pytest.raises(NotPossible, match="rolls back to the newest snapshot only"):
+        refuse("rollback_past", "Back", {"scsi0": "tank:vm-7-disk-0,size=1G"}, {"tank": "zfspool"})

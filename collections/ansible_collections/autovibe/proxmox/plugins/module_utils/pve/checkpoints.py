@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .config import SNAPSHOT_NAME, Identity, split_tags
+from .disks import bases, refuse
 from .errors import FreezeHung, NotFound, NotPossible, TaskFailed, TaskTimeout
+from .fleet import machines as fleet_of
+from .fleet import with_config
 from .guest import Guest
 from .machines import Change, Machines, persist
 from .node import Seen
 from .retention import Keep, removed, sorted_out
 from .snapshots import Snapshot, Tree
-from .storages import Storages, bases
 from .tasks import Tasks
 
 
@@ -43,7 +45,6 @@ class Checkpoint:
 class Checkpoints:
     def __init__(self, machines: Machines):
         self.machines, self.client = machines, machines.client
-        self.storages = Storages(machines.client)
 
     def present(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
         validate(wanted.name)
@@ -105,7 +106,8 @@ class Checkpoints:
         status = "running" if starts else "stopped"
         before = {"at": wanted.name if done else "later", "status": seen.status}
         if not done:
-            self.storages.refuse_rollback(vmid, seen.config, wanted.name, tree.newer(wanted.name))
+            newer = ", ".join(tree.newer(wanted.name))
+            self.refuse("rollback_past", f"VM {vmid} back to '{wanted.name}' past {newer}", seen if newer else None)
         if not check:
             persist(lambda: self._roll_back(vmid, wanted, starts))
         facts |= {"status": status, "current": True}
@@ -157,12 +159,18 @@ class Checkpoints:
         return None
 
     def clones_of(self, vmid: int) -> list[int]:
-        """The VMs that are linked clones of a template; one call for each VM of the node."""
-        listed = sorted(int(vm["vmid"]) for vm in self.machines.list())
-        return [one for one in listed if one != vmid and vmid in bases(self.machines.config(one) or {})]
+        """The VMs that are linked clones of a template; one call for each VM."""
+        listed = with_config(self.client, fleet_of(self.client))
+        return [one["vm_id"] for one in listed if one["vm_id"] != vmid and vmid in bases(one["config"])]
+
+    def refuse(self, what: str, doing: str, seen: Seen | None) -> None:
+        """NotPossible when the VM's storages have not this ability (storage_types.py); one call."""
+        if seen is not None:
+            refuse(what, doing, seen.config, self.machines.storage_types())
 
     def seen(self, vmid: int, identity: Identity | None) -> Seen:
         """The VM once nothing is under way for it: a snapshot that another process began is there, or failed."""
+        self.machines.node_of(vmid)
         self.machines.tasks.settle(vmid=vmid)
         seen = self.machines.settled(vmid)
         if seen is None:
@@ -182,7 +190,7 @@ class Checkpoints:
         return {
             "name": name,
             "vm_id": vmid,
-            "node": self.machines.node,
+            "node": self.machines.tasks.node,
             "carrier": carrier,
             "size_bytes": None,
             "created_at": None,
@@ -247,7 +255,7 @@ class Checkpoints:
         if carrier == "template" and len(tree):
             raise NotPossible(f"VM {seen.vmid} has snapshots; it cannot become a template. Promote a snapshot instead.")
         if carrier == "snapshot":
-            self.storages.refuse_snapshot(seen.vmid, seen.config)
+            self.refuse("snapshot", f"A snapshot of VM {seen.vmid}", seen)
         if wanted.ram and not seen.running:
             wanted.warnings.append(f"VM {seen.vmid} is stopped: there is no RAM to save.")
 

@@ -11,11 +11,11 @@ import re
 from typing import Any
 
 from .checkpoints import is_promotion
+from .disks import bases, disks
 from .fleet import each, with_config
 from .fleet import machines as fleet_of
 from .node import Node
 from .snapshots import Tree
-from .storages import bases, disks
 
 _MARK = re.compile(r"(?<!\S)checkpoint=(\S+)(?: at=(\S+))?")
 _STATE = re.compile(r"vm-\d+-state-([A-Za-z][\w-]*)")

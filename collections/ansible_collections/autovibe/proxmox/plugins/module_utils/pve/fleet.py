@@ -98,9 +98,9 @@ def each(items: Iterable[T], work: Callable[[T], R], at_once: int = AT_ONCE) -> 
         return list(pool.map(work, items))
 
 
-def with_config(client: Client, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_config(client: Client, found: list[dict[str, Any]], at_once: int = AT_ONCE) -> list[dict[str, Any]]:
     """The same VMs with `config`, `identity`, and name and tags as they are now; without those that have gone since."""
-    configs = each(found, lambda machine: Node(client, machine["node"]).config(machine["vm_id"]))
+    configs = each(found, lambda machine: Node(client, machine["node"]).config(machine["vm_id"]), at_once)
     return [
         {
             **machine,

@@ -61,11 +61,11 @@ def _wanted(vmid: int, wanted: Checkpoint) -> Wanted:
 
 def _refuse(checkpoints: Checkpoints, vmid: int, seen: Any, wanted: Checkpoint) -> None:
     if seen is None:
-        raise NotFound(f"VM {vmid} does not exist on node {checkpoints.machines.node}.")
+        raise NotFound(f"VM {vmid} does not exist.")
     if seen.template:
         raise NotPossible(f"VM {vmid} is a template; it has no snapshots to promote, make linked clones of it.")
     checkpoints.existing(vmid, checkpoints.tree(vmid), wanted.name)
-    checkpoints.storages.refuse_copy(vmid, seen.config, wanted.name)
+    checkpoints.refuse("clone_snapshot", f"Snapshot '{wanted.name}' of VM {vmid}", seen)
 
 
 def _facts(checkpoints: Checkpoints, vmid: int | None, wanted: Checkpoint) -> dict[str, Any]:
