@@ -1,10 +1,9 @@
-"""Who is calling: root by a ticket and its CSRF token, the project by its API token."""
+"""Who is calling: a user by a ticket and its CSRF token, or an API token by its secret."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import time
@@ -12,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from autovibe_lab.api.access import PRIVILEGES
+from autovibe_lab.access import Access
 from autovibe_lab.errors import ApiError
+from autovibe_lab.shadow import write_secret
+from autovibe_lab.usercfg import ROOT
 
-ROOT = "root@pam"
 TOKEN_ID = "autovibe@pve!autovibe"
 TICKET_SECONDS = 7200
-
-
-def write_secret(path: Path, text: str) -> None:
-    """A file that nobody else may read, from its first byte on."""
-    part = path.with_name(f".{path.name}.new")
-    part.unlink(missing_ok=True)
-    with open(part, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(text)
-    part.replace(path)
 
 
 def kept(path: Path) -> str:
@@ -57,29 +48,43 @@ class Refused(Exception):
 
 
 class Auth:
-    def __init__(self, secrets: Secrets) -> None:
+    """Logins and tickets. The password of root@pam and the secret of the lab's own token are kept in files."""
+
+    def __init__(self, secrets: Secrets, access: Access) -> None:
         self.secrets = secrets
+        self.access = access
+        if ROOT not in access.shadow.hashes:
+            access.shadow.set_password(ROOT, secrets.root_password)
+        access.shadow.set_secret(TOKEN_ID, secrets.token_secret)
 
     def _sign(self, text: str) -> str:
         return hmac.new(self.secrets.key.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+    def _alive(self, authid: str) -> bool:
+        return self.access.alive(authid, time.time())
 
     def ticket(self, params: dict[str, object]) -> dict:
         """The answer of POST /access/ticket; raises the 401 that has a body."""
         user = str(params["username"])
         user = user if "@" in user else f"{user}@{params.get('realm', 'pam')}"
         password = str(params["password"])
-        valid = user == ROOT and hmac.compare_digest(password.encode(), self.secrets.root_password.encode())
         # A ticket is a password too: so a client renews it.
-        if not valid and not (user == ROOT and self._ticket_user(password) == user):
+        valid = self._alive(user) and (self._ticket_user(password) == user or self._password(user, password))
+        if not valid:
             raise ApiError(401, "authentication failure")
+        if "path" in params:
+            self.access.permissions.check(user, str(params["path"]), *re.findall(r"[\w.]+", str(params["privs"])))
         issued = f"{int(time.time()):08X}"
         ticket = f"PVE:{user}:{issued}"
         return {
             "username": user,
             "ticket": f"{ticket}::{self._sign(ticket)}",
             "CSRFPreventionToken": f"{issued}:{self._sign(f'CSRF:{issued}:{user}')}",
-            "cap": {"vms": {name: 1 for name in PRIVILEGES if name.startswith("VM.")}},
+            "cap": self.access.permissions.capabilities(user),
         }
+
+    def _password(self, user: str, password: str) -> bool:
+        return "!" not in user and self.access.shadow.verify(user, password)
 
     def _ticket_user(self, ticket: str) -> str | None:
         text, _, signature = ticket.partition("::")
@@ -92,14 +97,14 @@ class Auth:
         """Who makes this call; raises Refused."""
         if match := re.fullmatch(r"PVEAPIToken[= ](.*)", authorization):
             name, _, secret = match[1].rpartition("=")
-            if name == TOKEN_ID and hmac.compare_digest(secret.encode(), self.secrets.token_secret.encode()):
-                return TOKEN_ID
+            if "!" in name and self._alive(name) and self.access.shadow.verify(name, secret):
+                return name
             raise Refused("Authentication failed!")
         found = re.search(r"(?:^|;\s*)PVEAuthCookie=([^;]+)", cookies)
         if not found:
             raise Refused("No ticket")
         user = self._ticket_user(unquote(found[1].strip('"')))
-        if user is None:
+        if user is None or not self._alive(user):
             raise Refused("Authentication failed!")
         if method != "GET":
             issued, _, signature = csrf.partition(":")

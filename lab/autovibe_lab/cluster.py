@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from autovibe_lab.access import Access
 from autovibe_lab.errors import ApiError
 from autovibe_lab.pools import Pools
 from autovibe_lab.tasks import Task
@@ -23,10 +24,14 @@ SHARED = ("null",)
 class Cluster:
     """The nodes by name, the first of which answers; VM ids are taken once in all of them, pools span them."""
 
-    pools: Pools
+    access: Access
     nodes: dict[str, Node] = field(default_factory=dict)
     #: Names of nodes that are down: reached by nobody, their guests' state unknown.
     offline: set[str] = field(default_factory=set)
+
+    @property
+    def pools(self) -> Pools:
+        return self.access.pools
 
     @property
     def local(self) -> Node:

@@ -17,23 +17,23 @@ from pathlib import Path
 
 from aiohttp import web
 
-from autovibe_lab import tls
+from autovibe_lab import site, tls
 from autovibe_lab.auth import Secrets, kept
 from autovibe_lab.latency import PROFILES, Delays
 from autovibe_lab.model import server as model
-from autovibe_lab.node import Node
+from autovibe_lab.node import BRIDGES, Node
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.server import Server
+from autovibe_lab.volumes import CONTENT
 
 HOST = "127.0.0.1"
 DEFAULT_PORT, DEFAULT_HUB_PORT = 18006, 18000
-#: What a site's admin has made before autovibe comes: the pool that its token may use.
-POOL = "autovibe"
 
 
 @dataclass
 class Settings:
-    """How one lab is run. `accel` is `kvm` or `tcg`; for the rest see `latency.Delays`."""
+    """How one lab is run. `accel` is `kvm` or `tcg`; for `site` see the module of that name, for the rest
+    `latency.Delays`."""
 
     state: Path
     port: int = DEFAULT_PORT
@@ -47,6 +47,8 @@ class Settings:
     latency: str = "off"
     time_scale: float = 1
     nodes: int = 1
+    pve_version: int = 8
+    site: str = "full"
 
     def delays(self) -> Delays:
         return Delays(self.latency, self.time_scale, self.lock_timeout, self.login_delay, self.hang_delay)
@@ -60,12 +62,13 @@ class Lab:
         self.paths = LabPaths(settings.state)
         network = Network(settings.hub_port)
         shared = {"accel": settings.accel, "delays": settings.delays(), "null_guests": settings.null_guests}
-        shared["bare_guests"] = settings.bare_guests
+        shared |= {"bare_guests": settings.bare_guests, "pve_version": settings.pve_version}
         self.node = Node(self.paths, network, **shared)
         for number in range(2, settings.nodes + 1):
             name = f"pve{number}"
             Node(self.paths.of_node(name), network, name=name, cluster=self.node.cluster, **shared)
         self.nodes = list(self.node.cluster.nodes.values())
+        site.prepare(self.node.access, settings.site, CONTENT, BRIDGES)
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
         self.server = Server(self.node, self.secrets)
@@ -83,8 +86,8 @@ class Lab:
             await node.adopt()
         await self._start_model()
         await self.runner.setup()
-        site = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
-        await site.start()
+        listener = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
+        await listener.start()
         self.port = self.runner.addresses[0][1]
         endpoint = {"host": HOST, "port": self.port, "node": self.node.name, "hub_port": self.settings.hub_port}
         endpoint |= {"pid": os.getpid(), "accel": self.settings.accel}
@@ -128,8 +131,8 @@ async def serve(settings: Settings) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    if POOL not in lab.node.pools.all:
-        lab.node.pools.create(POOL, "The machines of autovibe")
+    if site.POOL not in lab.node.pools.all:
+        lab.node.pools.create(site.POOL, "The machines of autovibe")
     try:
         await lab.start()
     except OSError as error:
@@ -159,6 +162,8 @@ def main() -> None:
     parser.add_argument("--null-guests", action="store_true", help="no processes and no disks, on any storage")
     parser.add_argument("--bare-guests", action="store_true", help="null guests without an operating system")
     parser.add_argument("--time-scale", type=float, default=1)
+    parser.add_argument("--pve-version", type=int, choices=(8, 9), default=8)
+    parser.add_argument("--site", choices=site.SITES, default="full", help="what the lab's own token may do")
     settings = Settings(**vars(parser.parse_args()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with only_one(settings.state):

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from autovibe_lab.access import Access
 from autovibe_lab.cluster import Cluster
 from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volumes
 from autovibe_lab.errors import TaskError, no_config
@@ -74,6 +75,7 @@ class Node:
     null_guests: bool = False
     bare_guests: bool = False
     disk_delay: float = 0
+    pve_version: int = 8
     machines: dict[int, Machine] = field(default_factory=dict)
     cluster: Cluster | None = None
 
@@ -85,7 +87,7 @@ class Node:
         self.storages = Storages(self.paths, self.null_guests)
         self._storage_locks: dict[str, StorageLock] = {}
         self._config_locks: dict[int, ConfigLock] = {}
-        self.cluster = self.cluster or Cluster(Pools(self.paths.user_cfg))
+        self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version))
         self.cluster.nodes[self.name] = self
         self.firewall = Files(self.paths.firewall, self.paths.state / "firewall")
         for file in self.paths.confs.glob("[1-9]*.conf"):
@@ -105,6 +107,11 @@ class Node:
         lock = self._storage_locks.setdefault(storage, StorageLock(storage))
         async with lock.hold(self.lock_timeout, log=log):
             yield
+
+    @property
+    def access(self) -> Access:
+        """Users and what they may do, the same in the whole cluster."""
+        return self.cluster.access
 
     @property
     def pools(self) -> Pools:
@@ -197,7 +204,7 @@ class Node:
         self.firewall.forget(machine.vmid)
         self.paths.conf(machine.vmid).unlink(missing_ok=True)
         self.machines.pop(machine.vmid, None)
-        self.pools.remove(machine.vmid)
+        self.access.forget_guest(machine.vmid)
 
     def volumes(self) -> list[tuple[str, int]]:
         """Every volume that a configuration names, with its size there."""

@@ -1,43 +1,25 @@
-"""Pools, kept in `user.cfg` in Proxmox's form: `pool:<id>:<comment>:<vm ids>:<storages>:`."""
+"""Pools: which guests and storages belong together. They are kept with the users, in `user.cfg`."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 from autovibe_lab.errors import ApiError
-
-
-@dataclass
-class Pool:
-    comment: str = ""
-    vms: set[int] = field(default_factory=set)
-    storages: set[str] = field(default_factory=set)
+from autovibe_lab.usercfg import Pool, UserConfig
 
 
 class Pools:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.all: dict[str, Pool] = {}
-        for line in file.read_text().splitlines() if file.exists() else ():
-            kind, name, comment, vms, storages, *_ = [*line.split(":"), "", "", ""]
-            if kind == "pool":
-                members = {int(vmid) for vmid in vms.split(",") if vmid}
-                self.all[name] = Pool(
-                    unquote(comment), members, {storage for storage in storages.split(",") if storage}
-                )
+    """The pools of a user configuration, or of the `user.cfg` in a file."""
+
+    def __init__(self, config: UserConfig | Path) -> None:
+        self.config = UserConfig(config) if isinstance(config, Path) else config
+
+    @property
+    def all(self) -> dict[str, Pool]:
+        return self.config.pools
 
     def save(self) -> None:
-        lines = [
-            f"pool:{name}:{quote(pool.comment, safe=' ')}:{','.join(map(str, sorted(pool.vms)))}"
-            f":{','.join(sorted(pool.storages))}:\n"
-            for name, pool in sorted(self.all.items())
-        ]
-        part = self.file.with_name(f".{self.file.name}.new")
-        part.write_text("".join(lines))
-        os.replace(part, self.file)
+        self.config.save()
 
     def check(self, name: str) -> None:
         """The 403 that a create or clone into an unknown pool gets."""
@@ -50,6 +32,9 @@ class Pools:
     def create(self, name: str, comment: str) -> None:
         if name in self.all:
             raise ApiError(500, f"create pool failed: pool '{name}' already exists")
+        parent = name.rpartition("/")[0]
+        if parent and parent not in self.all:
+            raise ApiError(500, f"create pool failed: parent '{parent}' of pool '{name}' does not exist")
         self.all[name] = Pool(comment)
         self.save()
 
@@ -63,20 +48,52 @@ class Pools:
         if inside:
             raise ApiError(500, f"delete pool failed: pool '{name}' is not empty ({inside[0]})")
         del self.all[name]
+        self.config.drop(path=f"/pool/{name}")
         self.save()
 
     def add(self, name: str, vmid: int, *, move: bool = False) -> None:
+        """Put a guest into a pool. Raises Proxmox's 500 where it is one's member already."""
+        self._check_entry(name, vmid, move=move)
+        self._enter(name, vmid)
+        self.save()
+
+    def enter(self, name: str, vms: list[int], storages: list[str], *, move: bool) -> None:
+        """Add members; with one that can't be, none. The caller saves."""
+        pool = self.all[name]
+        for vmid in vms:
+            self._check_entry(name, vmid, move=move)
+        for storage in storages:
+            if storage in pool.storages:
+                raise ApiError(500, f"update pools failed: Storage '{storage}' is already a pool member")
+        for vmid in vms:
+            self._enter(name, vmid)
+        pool.storages.update(storages)
+
+    def leave(self, name: str, vms: list[int], storages: list[str]) -> None:
+        """Take members away; with one that is none, nobody. The caller saves."""
+        pool = self.all[name]
+        for vmid in vms:
+            if vmid not in pool.vms:
+                raise ApiError(500, f"update pools failed: VM {vmid} is not a pool member")
+        for storage in storages:
+            if storage not in pool.storages:
+                raise ApiError(500, f"update pools failed: Storage '{storage}' is not a pool member")
+        pool.vms.difference_update(vms)
+        pool.storages.difference_update(storages)
+
+    def _check_entry(self, name: str, vmid: int, *, move: bool) -> None:
         old = self.of(vmid)
         if old == name:
             raise ApiError(500, f"update pools failed: VM {vmid} is already a pool member")
-        if old is not None:
-            if not move:
-                raise ApiError(
-                    500, f"update pools failed: VM {vmid} belongs already to pool '{old}' and 'allow-move' is not set"
-                )
-            self.all[old].vms.discard(vmid)
+        if old is not None and not move:
+            raise ApiError(
+                500, f"update pools failed: VM {vmid} belongs already to pool '{old}' and 'allow-move' is not set"
+            )
+
+    def _enter(self, name: str, vmid: int) -> None:
+        for pool in self.all.values():
+            pool.vms.discard(vmid)
         self.all[name].vms.add(vmid)
-        self.save()
 
     def remove(self, vmid: int) -> None:
         name = self.of(vmid)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 import autovibe_lab.api  # noqa: F401  (registers the calls)
 from autovibe_lab.aids import Aids
+from autovibe_lab.api import hidden, permits
 from autovibe_lab.api.routes import Answer, Call, find
 from autovibe_lab.auth import Auth, Refused, Secrets
 from autovibe_lab.disks import DiskError
@@ -37,7 +38,7 @@ class Server:
 
     def __init__(self, node: Node, secrets: Secrets) -> None:
         self.node = node
-        self.auth = Auth(secrets)
+        self.auth = Auth(secrets, node.access)
         self.aids = Aids(node, secrets.lab_token)
 
     def application(self) -> web.Application:
@@ -92,10 +93,14 @@ class Server:
         if method == "DELETE" and request.can_read_body:
             raise ApiError(501, "Unexpected content for method 'DELETE'", body=False)
         route, in_path = find(method, path)
+        given = await _parameters(request) | in_path
+        # Before anything else is looked at: a parameter that is wrong, a guest that is missing are a 403 too.
+        permits.check(permits.Asking(self.node.access.permissions, user, given, method, route.template))
         node = self.node.cluster.node(in_path["node"]) if "node" in in_path else self.node
-        params = route.schema.verify(await _parameters(request) | in_path)
+        call = Call(node, user, route.schema.verify(given))
         async with node.latency.call(method, path):
-            return await route.handler(Call(node, user, params))
+            hidden.check(call, method, route.template)
+            return hidden.left(call, method, route.template, await route.handler(call))
 
 
 def _dropped(request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from autovibe_lab.auth import write_secret
+from autovibe_lab.shadow import write_secret
 
 LIFETIME = datetime.timedelta(days=3650)
 

@@ -14,6 +14,7 @@ from autovibe_lab.api import (
     snapshots,
     storage,
     tasks,
+    users,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "snapshots",
     "storage",
     "tasks",
+    "users",
 ]

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from autovibe_lab import edit, options
+from autovibe_lab.api.guest_permits import check_clone
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.config import NETS, NOT_IN_SNAPSHOTS, Drive, Section, drives
 from autovibe_lab.copying import Copier, undo
@@ -94,6 +95,7 @@ def _request(call: Call) -> Request:
     linked = not call.get("full", not source.is_template)
     if linked:
         _check_linked(call, section)
+    check_clone(call, section, storage)
     if newid in node.machines:
         raise ApiError(500, f"unable to create VM {newid}: config file already exists")
     if holder := node.cluster.holder(newid):

@@ -12,6 +12,7 @@ from autovibe_lab.api.show import resource
 from autovibe_lab.cluster import NAME
 from autovibe_lab.errors import invalid
 from autovibe_lab.node import Node
+from autovibe_lab.usercfg import split_token
 from autovibe_lab.volumes import CONTENT
 
 
@@ -49,13 +50,15 @@ async def status(call: Call) -> object:
 async def resources(call: Call) -> object:
     cluster, kind = call.node.cluster, call.get("type")
     found: list[dict] = []
+    if kind is None:
+        found += [{"type": "pool", "id": f"/pool/{name}", "pool": name} for name in sorted(cluster.pools.all)]
     if kind in (None, "vm"):
         found += [resource(node, machine) for node, machine in cluster.guests()]
     for node in cluster.nodes.values():
         if kind in (None, "node"):
             found.append(_node(node))
         if kind in (None, "storage"):
-            found += [_storage(node, storage) for storage in CONTENT]
+            found += [storage_resource(node, storage) for storage in CONTENT]
         if kind in (None, "sdn"):
             sdn = {"type": "sdn", "id": f"sdn/{node.name}/localnetwork", "sdn": "localnetwork", "node": node.name}
             found.append(sdn | {"status": "unknown" if node.name in cluster.offline else "ok"})
@@ -71,7 +74,8 @@ def _node(node: Node) -> dict:
     return entry | {"maxmem": memory.total, "mem": memory.used, "maxdisk": usage.total, "disk": usage.used}
 
 
-def _storage(node: Node, storage: str) -> dict:
+def storage_resource(node: Node, storage: str) -> dict:
+    """A storage's line in /cluster/resources and in a pool."""
     name, shared = node.name, int(node.cluster.shares(storage))
     entry = {"type": "storage", "id": f"storage/{name}/{storage}", "storage": storage, "node": name, "shared": shared}
     entry |= {"plugintype": "dir", "content": CONTENT[storage]}
@@ -84,7 +88,10 @@ def _storage(node: Node, storage: str) -> dict:
 
 @route("GET", "/cluster/tasks")
 async def tasks(call: Call) -> object:
-    return [task.list_entry() for task in reversed(call.node.cluster.tasks())][:250]
+    audit = call.can("/", "Sys.Audit")
+    # A token doesn't even see its own: they are its user's.
+    found = [task for task in call.node.cluster.tasks() if audit or split_token(task.user)[0] == call.user]
+    return [task.list_entry() for task in reversed(found)][:250]
 
 
 @route("GET", "/cluster/options")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from autovibe_lab import edit, options
+from autovibe_lab.api.guest_permits import check_change
 from autovibe_lab.api.lifecycle import config_text
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.cloudinit import files
@@ -58,21 +59,24 @@ async def pending(call: Call) -> object:
 
 def _check(call: Call) -> dict[str, str]:
     """What is to be set; everything that can be refused before anything is changed is refused here."""
-    call.root_only("args", "vmgenid", "skiplock", "lock")
+    call.root_only("skiplock")
     given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
     machine, config = call.machine, call.machine.config
-    if not call.get("skiplock") and (message := machine.locked()):
-        raise ApiError(500, message)
-    if call.get("digest", config.digest()) != config.digest():
-        raise ApiError(500, "checksum mismatch (file change by other user?)")
-    if not given and not _names(call, "delete") and not _names(call, "revert"):
+    deleted = _names(call, "delete")
+    if not given and not deleted and not _names(call, "revert"):
         raise ApiError(500, "no options specified")
-    edit.check_storages(call.node, given)
-    for name in _names(call, "delete"):
+    for name in deleted:
         if not options.known(name):
             raise invalid(delete=f"unknown option '{name}'")
         if name in given:
             raise invalid(delete=f"cannot use '-{name}' and '-delete {name}' at the same time")
+    check_change(call, given, deleted)
+    if not call.get("skiplock") and (message := machine.locked()):
+        raise ApiError(500, message)
+    if call.get("digest", config.digest()) != config.digest():
+        raise ApiError(500, "checksum mismatch (file change by other user?)")
+    edit.check_storages(call.node, given)
+    for name in deleted:
         protected = config.current.get("protection") == "1" and options.is_drive(name)
         if protected and name in config.current:
             raise ApiError(500, f"can't remove drive '{name}' - protection mode enabled")

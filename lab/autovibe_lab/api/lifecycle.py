@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from autovibe_lab import edit, options
+from autovibe_lab.api.guest_permits import check_create
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import summary
 from autovibe_lab.config import Drive, drives, format_size, owned_volumes
@@ -33,12 +34,10 @@ async def index(call: Call) -> object:
 @route("POST", "/nodes/{node}/qemu")
 async def create(call: Call) -> object:
     node, vmid = call.node, call.params["vmid"]
-    call.root_only("args", "vmgenid", "lock")
+    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
+    check_create(call, given)
     if "archive" in call.params:
         raise ApiError(500, f"volume '{call.params['archive']}' does not exist")
-    if "pool" in call.params:
-        node.pools.check(call.params["pool"])
-    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
     edit.check_storages(node, given)
     if holder := node.cluster.holder(vmid):
         raise ApiError(500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{holder.name}'")

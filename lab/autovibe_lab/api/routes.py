@@ -35,6 +35,14 @@ class Call:
     def get(self, name: str, default: object = None) -> object:
         return self.params.get(name, default)
 
+    def check(self, path: str, *privileges: str, any: bool = False) -> None:
+        """Proxmox's 403 when the caller lacks these privileges (or all of them, with `any`) on this path."""
+        self.node.access.permissions.check(self.user, path, *privileges, any=any)
+
+    def can(self, path: str, *privileges: str, any: bool = False) -> bool:
+        """The same as an answer."""
+        return self.node.access.permissions.can(self.user, path, *privileges, any=any)
+
     def root_only(self, *names: str) -> None:
         """These parameters are for root's own ticket, not even for root's token."""
         for name in names:
@@ -97,7 +105,7 @@ def route(method: str, template: str, schema: Schema | None = None, **params: Pa
         names = re.findall(r"{(\w+)\*?}", template)
         own = {name: params.get(name, PATH_PARAMS.get(name, STRING)) for name in names}
         base = schema or Schema({})
-        full = declared_schema(method, template, Schema(base.params | params | own, base.numbered))
+        full = declared_schema(method, template, Schema(own | base.params | params, base.numbered))
         pattern = re.sub(r"{(\w+)\*}", r"(?P<\1>.+)", template)
         pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", pattern)
         ROUTES.append(Route(method, template, re.compile(pattern), full, handler))

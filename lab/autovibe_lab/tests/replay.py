@@ -112,6 +112,7 @@ class Replay:
     def __init__(self, folder: Path, calls: list[dict]) -> None:
         self.calls = calls
         settings = {"login_delay": 0, "time_scale": TIME_SCALE, "null_guests": True, "bare_guests": True}
+        settings["site"] = "bare"
         self.lab = LabInThread(folder / "lab", **settings)
         self.sender = Sender(self.lab, folder)
         self.results: list[Result] = []

@@ -119,6 +119,8 @@ class Sender:
             user = params.get("userid") or params.get("username", "")
             user = user if "@" in user else f"{user}@{params.get('realm', 'pam')}"
             params["password"] = self.passwords.setdefault(user, "replayed-password")
+        if path.endswith(("/access/users", "/access/password")) and isinstance(params, dict) and "password" in params:
+            self.passwords.setdefault(params["userid"], params["password"])
         if path.endswith("/upload"):
             wrong = "wrong extension" in note
             headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"

@@ -126,6 +126,8 @@ def test_the_aids_want_the_labs_token(lab):
 def test_pools_outlive_a_restart(client, lab, pool):
     from autovibe_lab.pools import Pools
 
+    if "/" in pool:
+        client.api.pools.post(poolid=pool.partition("/")[0])
     client.api.pools.post(poolid=pool, comment="a: b")
     client.template()
     client.clone(100, 101, pool=pool)
