@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
+import re
+import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,6 +30,11 @@ class Cluster:
     nodes: dict[str, Node] = field(default_factory=dict)
     #: Names of nodes that are down: reached by nobody, their guests' state unknown.
     offline: set[str] = field(default_factory=set)
+    #: What `datacenter.cfg` holds.
+    options: dict[str, str] = field(default_factory=dict)
+    #: Logins for the cluster's log: (time, user), newest last.
+    logins: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=100))
+    started: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def pools(self) -> Pools:
@@ -43,8 +50,11 @@ class Cluster:
         if name == "localhost":
             name = self.local.name
         if name not in self.nodes:
-            reason = f"failed to get address info for: {name}: Name or service not known"
-            raise ApiError(500, f"hostname lookup '{name}' failed - {reason}")
+            # A node has no name server that knows it; what is no name is not even asked for.
+            valid = re.fullmatch(r"[A-Za-z0-9.-]+", name)
+            reason = "Temporary failure in name resolution" if valid else "Name or service not known"
+            lookup = f"failed to get address info for: {name}: {reason}"
+            raise ApiError(500, f"hostname lookup '{name}' failed - {lookup}")
         if name in self.offline:
             raise ApiError(595, "No route to host", body=False)
         return self.nodes[name]
@@ -59,7 +69,13 @@ class Cluster:
         return next((node for node in self.nodes.values() if vmid in node.machines), None)
 
     def free_id(self) -> int:
-        return next(vmid for vmid in itertools.count(100) if self.holder(vmid) is None)
+        """The lowest free id of the range that option `next-id` gives."""
+        given = dict(part.partition("=")[::2] for part in self.options.get("next-id", "").split(",") if part)
+        lower, upper = int(given.get("lower", 100)), int(given.get("upper", 1_000_000))
+        for vmid in range(lower, upper):
+            if self.holder(vmid) is None:
+                return vmid
+        raise ApiError(500, f"unable to get any free VMID in range [{lower}, {upper}]")
 
     def shares(self, storage: str) -> bool:
         """Every node sees the same volumes there."""

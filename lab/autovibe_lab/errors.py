@@ -4,14 +4,18 @@ from __future__ import annotations
 
 
 class ApiError(Exception):
-    """A call is answered with `status`; the message is the reason phrase and stands in the body, as Proxmox does it."""
+    """A call is answered with `status`; the message is the reason phrase and stands in the body, as Proxmox does it:
+    with the HTTP server's own refusals as mere `text`, with others as JSON."""
 
-    def __init__(self, status: int, message: str, errors: dict[str, str] | None = None, body: bool = True) -> None:
+    def __init__(
+        self, status: int, message: str, errors: dict[str, str] | None = None, body: bool = True, text: bool = False
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.errors = errors
         self.body = body
+        self.text = text
 
 
 class TaskError(Exception):

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autovibe_lab.access import Access
 from autovibe_lab.cluster import Cluster
@@ -89,6 +90,9 @@ class Node:
         self._config_locks: dict[int, ConfigLock] = {}
         self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version))
         self.cluster.nodes[self.name] = self
+        if self.options_file.exists() and self.cluster.local is self:
+            lines = self.options_file.read_text().splitlines()
+            self.cluster.options = dict(line.split(": ", 1) for line in lines if ": " in line)
         self.firewall = Files(self.paths.firewall, self.paths.state / "firewall")
         for file in self.paths.confs.glob("[1-9]*.conf"):
             vmid = int(file.stem)
@@ -137,6 +141,15 @@ class Node:
         if machine.is_null:
             await self.latency.work(what)
             await self.latency.copy(copy)
+
+    @property
+    def options_file(self) -> Path:
+        """What PUT /cluster/options sets, in Proxmox's form."""
+        return self.paths.state / "datacenter.cfg"
+
+    def save_options(self) -> None:
+        lines = [f"{name}: {value}\n" for name, value in sorted(self.cluster.options.items())]
+        self.options_file.write_text("".join(lines))
 
     async def adopt(self) -> None:
         """Take over the guests that still run after a crash; null guests have stopped with it."""

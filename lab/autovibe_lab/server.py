@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import time
 
 from aiohttp import web
 
@@ -22,12 +24,23 @@ from autovibe_lab.schema import STRING, Schema, opt
 
 logger = logging.getLogger(__name__)
 
-ROOT = "/api2/json"
+API = re.compile(r"/api2/(?P<format>[a-z]+)(?P<path>/.*)?")
+#: The forms of an answer; what the web interface asks for (`extjs`) is always a 200.
+FORMATS = ("json", "extjs")
 #: What needs no login.
 WORLD = ("/access/ticket", "/access/domains")
 ANYBODY = "root@pam"
 METHODS = ("GET", "POST", "PUT", "DELETE")
 LARGEST_BODY = 64 << 20
+#: What Perl's JSON parser says where Python's says something else.
+PERL_JSON = {
+    "Expecting property name": "'\"' expected",
+    "Expecting ',' delimiter": ", or } expected while parsing object/hash",
+    "Expecting ':' delimiter": "':' expected",
+    "Expecting value": "malformed JSON string, neither tag, array, object, number, string or atom",
+    "Unterminated string": "unexpected end of string while parsing JSON string",
+    "Extra data": "garbage after JSON object",
+}
 TICKET = Schema(
     {"username": STRING, "password": STRING, "realm": opt(STRING), "otp": opt(STRING), "new-format": opt(STRING)}
     | {"path": opt(STRING), "privs": opt(STRING), "tfa-challenge": opt(STRING)}
@@ -50,10 +63,12 @@ class Server:
     async def handle(self, request: web.Request) -> web.Response:
         if request.path.startswith("/lab/"):
             return await self.aids.answer(request)
-        if not request.path.startswith(f"{ROOT}/") and request.path != ROOT:
+        match = API.fullmatch(request.path)
+        if not match:
             return _plain(500, f"no such file '{request.path}'")
-        path = request.path.removeprefix(ROOT).rstrip("/") or "/"
-        method = request.method
+        path, method = (match["path"] or "").rstrip("/") or "/", request.method
+        if match["format"] not in FORMATS:
+            return _plain(501, f"no formatter for uri {path}, {match['format']}")
         call = self.aids.began(method, path)
         if fault := self.aids.fault(call):
             response = await fault.answer(path, lambda: self._respond(request, method, path))
@@ -63,14 +78,18 @@ class Server:
             response = await self._respond(request, method, path)
         call["status"] = response.status if response is not None else 0
         await self.aids.hold(request, call)
-        return response if response is not None else _dropped(request)
+        if response is None:
+            return _dropped(request)
+        return _extjs(response) if match["format"] == "extjs" else response
 
     async def _respond(self, request: web.Request, method: str, path: str) -> web.Response:
         if method not in METHODS:
             return _empty(501, f"method '{method}' not available")
         try:
             if path == "/access/ticket" and method == "POST":
-                return _success(self.auth.ticket(TICKET.verify(await _parameters(request))))
+                found = self.auth.ticket(TICKET.verify(await _parameters(request)))
+                self.node.cluster.logins.append((int(time.time()), found["username"]))
+                return _success(found)
             user = ANYBODY if path in WORLD and method == "GET" else self._user(request)
             return _success(await self._call(request, method, path, user))
         except Refused as error:
@@ -92,7 +111,7 @@ class Server:
 
     async def _call(self, request: web.Request, method: str, path: str, user: str) -> object:
         if method == "DELETE" and request.can_read_body:
-            raise ApiError(501, "Unexpected content for method 'DELETE'", body=False)
+            raise ApiError(501, "Unexpected content for method 'DELETE'", text=True)
         route, in_path = find(method, path)
         given = await _parameters(request) | in_path
         # Before anything else is looked at: a parameter that is wrong, a guest that is missing are a 403 too.
@@ -122,13 +141,13 @@ async def _parameters(request: web.Request) -> dict[str, object]:
             try:
                 content = json.loads(text) if text.strip() else {}
             except json.JSONDecodeError as error:
-                raise ApiError(500, f"{error.msg}, at character offset {error.pos}", body=False) from None
+                raise ApiError(500, _perl_json(error), text=True) from None
             if not isinstance(content, dict):
-                raise ApiError(500, "a JSON object is expected", body=False)
+                raise ApiError(500, "a JSON object is expected", text=True)
             return dict(pairs) | {key: value for key, value in content.items() if value is not None}
         if kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
             if await request.read():
-                raise ApiError(506, f"upload 'Content-Type '{kind}' not implemented", body=False)
+                raise ApiError(506, f"upload 'Content-Type '{kind}' not implemented", text=True)
         else:
             pairs += [(key, value) for key, value in (await request.post()).items() if isinstance(value, str)]
     for key, value in pairs:
@@ -138,6 +157,17 @@ async def _parameters(request: web.Request) -> dict[str, object]:
         else:
             found[key] = value
     return found
+
+
+def _perl_json(error: json.JSONDecodeError) -> str:
+    """What the node's own JSON parser says of a broken body."""
+    said = next(
+        (perl for python, perl in PERL_JSON.items() if error.msg.startswith(python)), PERL_JSON["Expecting value"]
+    )
+    rest = error.doc[error.pos :] or "(end of string)"
+    rest = rest if len(rest) <= 25 else f"{rest[:20]}..."
+    at = "/usr/share/perl5/PVE/APIServer/AnyEvent.pm line 917."
+    return f'{said}, at character offset {error.pos} (before "{rest}") at {at}\n'
 
 
 def _reason(text: str) -> str:
@@ -152,6 +182,8 @@ def _success(answer: object) -> web.Response:
 
 
 def _error(error: ApiError) -> web.Response:
+    if error.text:
+        return web.Response(text=error.message, status=error.status, reason=_reason(error.message))
     if not error.body:
         return _empty(error.status, error.message)
     content: dict[str, object] = {"data": None, "message": error.message + ("" if error.status == 501 else "\n")}
@@ -166,9 +198,20 @@ def _json(status: int, reason: str, content: object) -> web.Response:
     return web.Response(body=body, status=status, reason=_reason(reason), headers=headers)
 
 
+def _extjs(response: web.Response) -> web.Response:
+    """The same answer as the web interface gets it: a 200 that says in its body whether it is one."""
+    if response.content_type != "application/json":
+        return response
+    content = json.loads(response.body)
+    content |= {"success": int(response.status == 200)} | (
+        {"status": str(response.status)} if response.status != 200 else {}
+    )
+    return _json(200, "OK", content)
+
+
 def _empty(status: int, reason: str) -> web.Response:
     return web.Response(status=status, reason=_reason(reason))
 
 
 def _plain(status: int, reason: str) -> web.Response:
-    return web.Response(text=f"{reason}\n", status=status, reason=_reason(reason))
+    return web.Response(text=reason, status=status, reason=_reason(reason))

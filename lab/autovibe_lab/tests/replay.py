@@ -186,6 +186,8 @@ class Replay:
                 comparison.differs(f"body: {reply.body[:60]!r} instead of JSON")
             else:
                 comparison.value(call["response_body"], body)
+        elif isinstance(recorded := _parsed(call.get("response_text", "")), dict) and isinstance(body, dict):
+            comparison.value(recorded, body)
         else:
             comparison.text(call.get("response_text", ""), reply.body, "body")
         self.sender.learn(call, body, comparison.made_up)

@@ -39,7 +39,8 @@ class Sender:
         self.passwords = {"root@pam": lab.lab.secrets.root_password}
         self.context = ssl.create_default_context(cafile=str(lab.state / "ca.pem"))
         self._seed()
-        self.login("root@pam")
+        for _ in range(2):  # the log of the recorded node has two logins before the first recorded one
+            self.login("root@pam")
 
     def _seed(self) -> None:
         """The files that the recorded calls import; a null guest needs no content."""
