@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Wanted
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotFound, SettingsError
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     IDENTITY_SPEC,
     Client,
@@ -18,7 +19,7 @@ from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
 if Client is not None:
     from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest, described
     from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Source
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source
 
 #: How long a guest may take to boot when files are to be put into it.
 AGENT_SECONDS = 180
@@ -31,13 +32,25 @@ NET_SPEC = {
         "mac": {"type": "str"},
         "tag": {"type": "int"},
         "firewall": {"type": "bool"},
+        "rate": {"type": "float"},
+    },
+}
+SMBIOS_SPEC = {
+    "type": "dict",
+    "options": {
+        name: {"type": "str"} for name in ("manufacturer", "product", "version", "serial", "sku", "family", "uuid")
     },
 }
 SOURCE_SPEC = {
     "type": "dict",
-    "options": {"vm_id": {"type": "int"}, "name": {"type": "str"}, "snapshot": {"type": "str"}},
-    "mutually_exclusive": [("vm_id", "name")],
-    "required_one_of": [("vm_id", "name")],
+    "options": {
+        "vm_id": {"type": "int"},
+        "name": {"type": "str"},
+        "snapshot": {"type": "str"},
+        "image": {"type": "str"},
+    },
+    "mutually_exclusive": [("vm_id", "name", "image"), ("image", "snapshot")],
+    "required_one_of": [("vm_id", "name", "image")],
 }
 FILE_SPEC = {
     "type": "list",
@@ -53,7 +66,11 @@ FILE_SPEC = {
 
 class ActionModule(PveAction):
     SPEC = {
-        "state": {"type": "str", "choices": ["present", "started", "stopped", "absent"], "default": "present"},
+        "state": {
+            "type": "str",
+            "choices": ["present", "started", "stopped", "paused", "absent"],
+            "default": "present",
+        },
         "vm_id": {"type": "int"},
         "name": {"type": "str"},
         "identity": IDENTITY_SPEC,
@@ -61,15 +78,29 @@ class ActionModule(PveAction):
         "full": {"type": "bool", "default": False},
         "storage": {"type": "str"},
         "pool": {"type": "str"},
-        "notes": {"type": "str"},
+        "description": {"type": "str", "aliases": ["notes"]},
         "tags": {"type": "list", "elements": "str"},
         "cores": {"type": "int"},
         "memory": {"type": "int"},
+        "disk_size": {"type": "str"},
         "net": NET_SPEC,
         "ip": {"type": "str"},
         "gateway": {"type": "str"},
         "ciuser": {"type": "str"},
+        "cipassword": {"type": "str", "no_log": True},
+        "update_password": {
+            "type": "str",
+            "choices": ["on_create", "always"],
+            "default": "on_create",
+            "no_log": False,
+        },
         "sshkeys": {"type": "str", "no_log": False},
+        "nameservers": {"type": "list", "elements": "str"},
+        "searchdomain": {"type": "str"},
+        "smbios": SMBIOS_SPEC,
+        "protection": {"type": "bool"},
+        "onboot": {"type": "bool"},
+        "options": {"type": "dict", "default": {}},
         "wait_agent": {"type": "int", "default": 0},
         "files": FILE_SPEC,
         "shutdown_timeout": {"type": "int", "default": 0},
@@ -89,7 +120,6 @@ class ActionModule(PveAction):
             options["vm_id"],
             wanted,
             source=source,
-            pool=options["pool"],
             state=options["state"],
             shutdown_timeout=options["shutdown_timeout"],
             check=check,
@@ -104,7 +134,7 @@ class ActionModule(PveAction):
 
     def _push(self, client: Client, options: dict[str, Any], change: Any, files: list[Any], check: bool) -> list[Any]:
         """Before and after of each file; a guest that is only going to run has none of them yet."""
-        guest = Guest(client, options["node"], change.facts["vm_id"] or 0)
+        guest = Guest(client, change.facts["node"], change.facts["vm_id"] or 0)
         if not check and (files or options["wait_agent"]):
             guest.wait(options["wait_agent"] or AGENT_SECONDS)
         return [
@@ -115,17 +145,50 @@ class ActionModule(PveAction):
         ]
 
 
+#: Options that are the fields of what is wanted, under the same name.
+SAME = (
+    "name",
+    "tags",
+    "cores",
+    "memory",
+    "disk_size",
+    "net",
+    "ip",
+    "gateway",
+    "ciuser",
+    "cipassword",
+    "sshkeys",
+    "nameservers",
+    "searchdomain",
+    "smbios",
+    "protection",
+    "onboot",
+    "options",
+    "pool",
+)
+
+
 def _wanted(options: dict[str, Any]) -> Wanted:
     return Wanted(
         identity=identity(options),
-        **{
-            key: options[key]
-            for key in ("name", "notes", "tags", "cores", "memory", "net", "ip", "gateway", "ciuser", "sshkeys")
-        },
+        notes=options["description"],
+        new_password=options["update_password"] == "always",
+        **{key: options[key] for key in SAME},
     )
 
 
-def _source(machines: Machines, options: dict[str, Any]) -> Source:
-    given = options["source"]
-    vmid = given["vm_id"] or machines.template(given["name"])
-    return Source(vmid, given["snapshot"], full=options["full"], storage=options["storage"])
+def _source(machines: Machines, options: dict[str, Any]) -> Source | Image:
+    given, storage = options["source"], options["storage"]
+    if given["image"]:
+        if not storage:
+            raise SettingsError("A VM that is made of an image needs storage, where its disk goes.")
+        return Image(given["image"], storage)
+    vmid = given["vm_id"]
+    if vmid is None and given["snapshot"]:
+        vmid = machines.find(name=given["name"])
+        if vmid is None:
+            raise NotFound(f"There is no VM '{given['name']}' to clone the snapshot '{given['snapshot']}' of.")
+    elif vmid is None:
+        vmid = machines.template(given["name"])
+    # Disks that go to another storage are copied.
+    return Source(vmid, given["snapshot"], full=options["full"] or bool(storage), storage=storage)

@@ -6,10 +6,9 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import
     Wanted,
     desired,
     differences,
-    merge_net,
-    parse_net,
     view,
 )
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.devices import merge_net, parse_net
 
 OURS = Identity.of(installation="i", machine="m", operation="o2")
 LINE = "autovibe installation=i machine=m operation=o1"

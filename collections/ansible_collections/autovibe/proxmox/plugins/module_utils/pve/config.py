@@ -7,12 +7,32 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+
+from .devices import (
+    SMBIOS_LENGTH,
+    disk_size,
+    merge_ipconfig,
+    merge_net,
+    merge_smbios,
+    parse_net,
+    parse_smbios,
+    same_net,
+    size_in_bytes,
+    size_text,
+)
+from .errors import NotPossible
 
 SNAPSHOT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,39}")
 DNS_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 TAG = re.compile(r"[a-z0-9_][a-z0-9_+.-]*")
-NET_MODELS = ("virtio", "e1000", "e1000e", "rtl8139", "vmxnet3")
+#: What Proxmox VE takes for granted when a key is not in the configuration.
+DEFAULTS: dict[str, Any] = {"cores": 1, "sockets": 1, "memory": 512, "protection": 0, "onboot": 0}
+#: What cloud-init reads when the guest boots: on a running VM it takes effect after a restart.
+CLOUD_INIT = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "ipconfig0")
+PASSWORD = "cipassword"
+#: How a password stands in a diff; it cannot be read back, so nobody can say whether it is another one.
+PASSWORD_KEPT, PASSWORD_SET = "(set)", "(set anew)"
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a VM's configuration is to be. None leaves a thing as it is."""
+    """What a VM is to be. None leaves a thing as it is."""
 
     name: str | None = None
     identity: Identity | None = None
@@ -61,8 +81,19 @@ class Wanted:
     ip: str | None = None
     gateway: str | None = None
     ciuser: str | None = None
+    cipassword: str | None = None
     sshkeys: str | None = None
+    nameservers: list[str] | None = None
+    searchdomain: str | None = None
+    smbios: dict[str, Any] | None = None
+    protection: bool | None = None
+    onboot: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    #: Not of the configuration: calls of their own set them.
+    disk_size: str | None = None
+    pool: str | None = None
+    #: Set the password again, though it cannot be seen whether it is another one.
+    new_password: bool = False
 
     def description(self, current: str | None = None) -> str | None:
         """Identity and notes; what is not given of either stays as it is in the current description."""
@@ -73,9 +104,30 @@ class Wanted:
         line = Identity.of(**{**dict(known.fields), **dict(self.identity.fields)}).line()
         return "\n".join(filter(None, [line, rest if self.notes is None else self.notes]))
 
+    def validate(self) -> None:
+        """Refuses what Proxmox VE would refuse late, or with a message that helps nobody."""
+        if self.name is not None and not all(DNS_LABEL.fullmatch(label) for label in self.name.split(".")):
+            raise NotPossible(
+                f"'{self.name}' is not a DNS name: letters, digits and '-' only, at most 63, no '-' at the ends."
+            )
+        for tag in self.tags or []:
+            if not TAG.fullmatch(tag.lower()):
+                raise NotPossible(f"'{tag}' is not a tag: letters, digits, '_', '-', '+' and '.' only.")
+        if self.smbios and len(merge_smbios(None, self.smbios)) > SMBIOS_LENGTH:
+            raise NotPossible(f"smbios is longer than the {SMBIOS_LENGTH} characters that Proxmox VE has for it.")
+        if self.disk_size is not None:
+            try:
+                size_in_bytes(self.disk_size)
+            except ValueError as error:
+                raise NotPossible(f"disk_size: {error}.") from error
 
-def desired(wanted: Wanted, current: dict[str, Any]) -> dict[str, Any]:
-    """The configuration values that `wanted` asks for, in Proxmox VE's own form, given the current ones."""
+
+def desired(wanted: Wanted, current: dict[str, Any], created: bool = False) -> dict[str, Any]:
+    """The configuration values that `wanted` asks for, in Proxmox VE's own form, given the current ones.
+
+    A VM that was just `created` may have inherited another's password: there it is always set.
+    """
+    password = wanted.cipassword if created or wanted.new_password or not current.get(PASSWORD) else None
     values: dict[str, Any] = {
         "name": wanted.name,
         "description": wanted.description(current.get("description")),
@@ -83,11 +135,17 @@ def desired(wanted: Wanted, current: dict[str, Any]) -> dict[str, Any]:
         "cores": wanted.cores,
         "memory": wanted.memory,
         "net0": None if wanted.net is None else merge_net(current.get("net0"), wanted.net),
-        "ipconfig0": ipconfig(wanted.ip, wanted.gateway),
+        "ipconfig0": merge_ipconfig(current.get("ipconfig0"), wanted.ip, wanted.gateway),
         "ciuser": wanted.ciuser,
+        PASSWORD: password,
         # Encoded once more inside the value: Proxmox VE decodes what it has stored.
         "sshkeys": None if wanted.sshkeys is None else quote(wanted.sshkeys, safe=""),
-        **wanted.options,
+        "nameserver": None if wanted.nameservers is None else " ".join(wanted.nameservers),
+        "searchdomain": wanted.searchdomain,
+        "smbios1": None if wanted.smbios is None else merge_smbios(current.get("smbios1"), wanted.smbios),
+        "protection": None if wanted.protection is None else int(wanted.protection),
+        "onboot": None if wanted.onboot is None else int(wanted.onboot),
+        **{key: int(value) if isinstance(value, bool) else value for key, value in wanted.options.items()},
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -97,18 +155,48 @@ def differences(values: dict[str, Any], current: dict[str, Any]) -> dict[str, An
     return {key: value for key, value in values.items() if not same(key, value, current.get(key))}
 
 
+def as_call(changes: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of one config PUT: what is to be empty is deleted."""
+    gone = sorted(key for key, value in changes.items() if value == "")
+    kept = {key: value for key, value in changes.items() if value != ""}
+    return {**kept, "delete": ",".join(gone)} if gone else kept
+
+
 def same(key: str, wanted: Any, current: Any) -> bool:
+    if key == PASSWORD:
+        return False  # asked for: it cannot be compared
+    if key.startswith("net"):
+        return same_net(wanted, current)
     if current is None:
-        return wanted == ""
+        current = DEFAULTS.get(key, "")
+    return bool(_plain(key, wanted) == _plain(key, current))
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value in a form in which equal ones are equal."""
     if key == "tags":
-        return split_tags(wanted) == split_tags(current)
-    if key == "net0":
-        return parse_net(wanted) == parse_net(current)
+        return split_tags(value)
+    if key == "smbios1":
+        return parse_smbios(value)
+    if key == "sshkeys":
+        return unquote(str(value)).strip()
     if key == "description":
-        return str(wanted).rstrip() == str(current).rstrip()
-    if isinstance(wanted, bool):
-        wanted = int(wanted)
-    return str(wanted) == str(current)
+        return str(value).rstrip()
+    if key in ("nameserver", "searchdomain"):
+        return re.split(r"[;, ]+", str(value))
+    if key in ("boot", "name", "ciuser"):
+        return str(value)
+    number = _number(value)
+    return sorted(str(value).split(",")) if number is None else number
+
+
+def _number(value: Any) -> int | float | None:
+    """2, "2", True and "2.0" are the same number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else number
 
 
 def split_tags(text: str | None) -> list[str]:
@@ -119,52 +207,45 @@ def join_tags(tags: list[str]) -> str:
     return ";".join(sorted({tag.lower() for tag in tags}))
 
 
-def ipconfig(ip: str | None, gateway: str | None) -> str | None:
-    if ip is None:
-        return None
-    return f"ip={ip}" + (f",gw={gateway}" if gateway else "")
-
-
-def parse_net(text: str | None) -> dict[str, str]:
-    """`virtio=BC:24:11:…,bridge=vmbr0` → {"model": "virtio", "mac": "BC:24:11:…", "bridge": "vmbr0"}."""
-    net: dict[str, str] = {}
-    for part in filter(None, (text or "").split(",")):
-        key, _equals, value = part.partition("=")
-        if key in NET_MODELS:
-            net["model"] = key
-            if value:
-                net["mac"] = value.upper()
-        elif key == "macaddr":
-            net["mac"] = value.upper()
-        else:
-            net[key] = value
-    return net
-
-
-def merge_net(current: str | None, wanted: dict[str, Any]) -> str:
-    """The current NIC with what is wanted laid over it; its MAC stays unless another one is asked for."""
-    net = {"model": "virtio", **parse_net(current)}
-    for key, value in wanted.items():
-        if value is not None:
-            net[key] = str(int(value)) if isinstance(value, bool) else str(value)
-    mac = net.pop("mac", None)
-    model = net.pop("model")
-    head = f"{model}={mac.upper()}" if mac else model
-    return ",".join([head, *(f"{key}={value}" for key, value in sorted(net.items()))])
-
-
 def view(config: dict[str, Any] | None, keys: list[str], status: str | None = None) -> dict[str, Any]:
-    """What before and after show: the keys that are managed, and the power state; nothing of a VM that is not there."""
+    """What before and after show: the keys that are managed, and the power state; nothing of a VM that is not there.
+
+    `disk_size` and `pool` stand among the keys of the configuration.
+    """
     if config is None:
         return {}
-    shown = {key: split_tags(config[key]) if key == "tags" else config[key] for key in keys if key in config}
-    for key in ("cores", "memory"):
-        if key in shown:
-            shown[key] = int(shown[key])
-    if "description" in shown:
-        shown["description"] = str(shown["description"]).rstrip()
-    if "net0" in shown:
-        shown["net0"] = parse_net(shown["net0"])
+    shown = {key: _shown(key, config) for key in keys}
     if status is not None:
         shown["status"] = status
-    return dict(sorted(shown.items()))
+    return {key: value for key, value in sorted(shown.items()) if value not in (None, "", [], {})}
+
+
+def _shown(key: str, config: dict[str, Any]) -> Any:
+    value = config.get(key, DEFAULTS.get(key))
+    if key == "disk_size":
+        size = disk_size(config)
+        return size_text(size) if size else None
+    if value is None:
+        return None
+    if key == PASSWORD:
+        return PASSWORD_KEPT if set(str(value)) == {"*"} else PASSWORD_SET
+    if key in ("protection", "onboot"):
+        return bool(int(value))
+    if key == "net0":
+        return parse_net(value)
+    plain = _plain(key, value)
+    readable = key in ("tags", "smbios1", "sshkeys", "description") or isinstance(plain, (int, float))
+    return plain if readable else str(value)
+
+
+def inherited(source: dict[str, Any]) -> dict[str, Any]:
+    """What a clone of a VM with this configuration begins with: all but what makes the VM itself."""
+    base = {key: value for key, value in source.items() if key not in ("lock", "template", "parent", "digest", "name")}
+    if "net0" in base:
+        base["net0"] = merge_net(None, {key: value for key, value in parse_net(base["net0"]).items() if key != "mac"})
+    if "smbios1" in base:
+        fields = parse_smbios(base["smbios1"])
+        base["smbios1"] = merge_smbios(None, {**fields, "uuid": None})
+    if Identity.parse(base.get("description")):
+        del base["description"]
+    return base

@@ -8,24 +8,34 @@ under way for the VM is waited for, and no call is made whose effect is already 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from .client import waits
-from .config import DNS_LABEL, Identity, Wanted, desired, differences, parse_net, view
-from .errors import ApiError, NotFound, NotPossible, PveError
-from .node import Node, Seen, Source
+from .config import (
+    CLOUD_INIT,
+    PASSWORD,
+    PASSWORD_SET,
+    Wanted,
+    desired,
+    inherited,
+    view,
+)
+from .devices import boot_disk, disk_size, parse_net, properties, size_in_bytes, size_text
+from .errors import ApiError, HalfMadeClone, NotFound, NotPossible, PveError
+from .node import FromWhere, Image, Node, Seen, Source
+from .steps import Raced, Removal, Run
+from .storages import Storages
+
+__all__ = ["Change", "Machines", "Raced", "persist"]
 
 T = TypeVar("T")
 #: How long something that was not executed (a lock, blocked workers) is tried again.
 PATIENCE = 120.0
-
-
-class Raced(PveError):
-    """Somebody else took the VM id first."""
-
-    retryable = True
+#: The power state that each state of the module asks for.
+POWER = {"started": "running", "paused": "paused", "stopped": "stopped"}
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Change:
 
 def persist(step: Callable[[], T], patience: float = PATIENCE) -> T:
     """Repeats `step`, which looks before it acts, while its calls fail without having been executed."""
-    for left in waits(patience, first=0.2, longest=5.0):
+    for left in waits(patience, first=0.2 * random.uniform(0.5, 1), longest=5.0):
         try:
             return step()
         except PveError as error:
@@ -62,59 +72,70 @@ class Machines(Node):
         vmid: int | None,
         wanted: Wanted,
         *,
-        source: Callable[[], Source] | None = None,
+        source: FromWhere | None = None,
         pool: str | None = None,
         state: str = "present",
         shutdown_timeout: int | None = None,
         lookup: bool = True,
         check: bool = False,
     ) -> Change:
-        """One machine's whole change: cloned when it is missing, configured, brought to its power state.
+        """One machine's whole change: made when it is missing, configured, brought to its power state.
 
-        `source` is asked only when there is something to clone. Without `vmid` the VM is looked up by its identity or
-        name, or without `lookup` always made.
-        `state` is present (power left alone), started or stopped. With `check` nothing is written.
+        `source` is asked only when there is something to make. Without `vmid` the VM is looked up by its identity or
+        name, or without `lookup` always made. `state` is present (power left alone), started, paused or stopped. With
+        `check` nothing is written.
         """
-        _validate(wanted)
-        first = self._first_look(vmid, wanted, source, templates=source is None) if vmid or lookup else None
+        wanted.validate()
+        wanted = replace(wanted, pool=pool or wanted.pool)
+        first = (
+            self._first_look(vmid, wanted, source, templates=source is None, check=check) if vmid or lookup else None
+        )
         vmid = first.vmid if first else vmid
-        if first is None and source is None:
-            advice = "" if state == "stopped" else "; give a source to clone it from"
-            raise NotFound(f"Node {self.node} has no VM '{vmid or wanted.name}'{advice}.")
-        base = first.config if first else {}
-        values = desired(wanted, base)
-        target = {"started": "running", "stopped": "stopped"}.get(state, first.status if first else "stopped")
-        keys = list(values)
-        before = view(first.config if first else None, keys, first.status if first else None)
-        predicted = view({**base, **values}, keys, target)
-        if first and first.template and target == "running":
-            raise NotPossible(f"VM {first.vmid} is a template; a template cannot be started, clone it.")
-        created = first is None
+        target = POWER.get(state, first.status if first else "stopped")
+        if first is None:
+            if source is None:
+                raise NotFound(f"There is no VM '{vmid or wanted.name}'; give a source to make it from.")
+            return self._made(vmid, wanted, source, target, check)
+        if first.template and target != "stopped":
+            raise NotPossible(f"VM {vmid} is a template; a template cannot be started, clone it.")
+        base = {**first.config, "pool": self.pool_of(first.vmid, wanted.pool)}
+        values = {**desired(wanted, base), **_of_other_calls(wanted)}
+        before = view(base, list(values), first.status)
+        merged = {**base, **values, **self.grown(wanted, base)}
+        predicted = view(merged, list(values), target)
         if check or before == predicted:
-            if first is None:
-                self._check_source(source())
-            live = bool(first and first.running)
-            return Change(before, predicted, self._facts(first, vmid, base | values, target, created), live)
-        run = _Run(self, vmid, wanted, source, pool, target if state != "present" else None, shutdown_timeout)
-        seen = persist(run.step)
-        after = view(seen.config, keys, seen.status)
-        if created and wanted.net is not None and not wanted.net.get("mac"):
-            after["net0"] = {key: value for key, value in after["net0"].items() if key != "mac"}
-        facts = self._facts(seen, seen.vmid, seen.config, seen.status, created)
-        if seen.running and not run.started:
-            facts["restart_required"] = self._pending(seen.vmid)
-        return Change(before, after, facts, seen.running)
+            facts = self._facts(first, vmid, merged, target, False)
+            return Change(before, predicted, facts, first.running)
+        run = Run(
+            self,
+            vmid,
+            wanted,
+            source,
+            None if state == "present" else target,
+            shutdown_timeout,
+            replace(first, config=base),
+        )
+        return self._done(run, before, list(values), created=False)
 
     def remove(self, vmid: int | None, wanted: Wanted, *, force: bool = False, check: bool = False) -> Change:
-        """The VM gone, with its disks. A running one only with `force`."""
-        first = self._first_look(vmid, wanted, None, templates=True)
+        """The VM gone, with its disks. A running one only with `force`, a protected one never."""
+        try:
+            first = self._first_look(vmid, wanted, None, templates=True, only_one=True, clear=False)
+        except HalfMadeClone as error:
+            if not self._may_clear(error, wanted):
+                raise
+            if not check:
+                self._clear(error.vmid)
+            return Change({"status": "half-made"}, {}, self._facts(None, error.vmid, error.config, "absent", False))
         if first is None:
             return Change({}, {}, self._facts(None, vmid, {}, "absent", False))
+        if int(first.config.get("protection") or 0):
+            raise NotPossible(f"VM {first.vmid} is protected; say protection: false first.")
         if first.running and not force:
-            raise NotPossible(f"VM {first.vmid} is running; stop it first, or say force.")
+            raise NotPossible(f"VM {first.vmid} is {first.status}; stop it first, or say force.")
         before = view(first.config, ["name", "description", "tags"], first.status)
         if not check:
-            persist(lambda: self._remove_step(first.vmid, wanted))
+            persist(Removal(self, first, wanted).step)
         return Change(before, {}, self._facts(None, first.vmid, first.config, "absent", False))
 
     def set_config(self, vmid: int, values: dict[str, Any]) -> None:
@@ -136,9 +157,13 @@ class Machines(Node):
             self.task(self.client.post(self.path(vmid, "status", "stop")))
 
     def clone(self, source: Source, newid: int, **values: Any) -> None:
+        with self.tasks.shared(self.node).turn():
+            self.task(self.begin_clone(source, newid, **values))
+
+    def begin_clone(self, source: Source, newid: int, **values: Any) -> str:
         # A linked clone is what a template gives when `full` is not said; a storage is refused for linked ones.
         full = True if source.full or source.snapshot else None
-        upid = self.client.post(
+        return self.client.post(
             self.path(source.vmid, "clone"),
             newid=newid,
             full=full,
@@ -146,136 +171,166 @@ class Machines(Node):
             storage=source.storage if full else None,
             **values,
         )
-        self.task(upid)
+
+    def move_to_pool(self, vmid: int, pool: str) -> None:
+        self.client.put("/pools", poolid=pool, vms=str(vmid), **{"allow-move": True})
+
+    def _made(self, vmid: int | None, wanted: Wanted, source: FromWhere, target: str, check: bool) -> Change:
+        """A VM that is not there yet."""
+        origin = source()
+        keys = [*desired(wanted, {}, created=True), *_of_other_calls(wanted)]
+        if check or wanted.disk_size or getattr(origin, "snapshot", None):
+            base = self._begins_with(origin, wanted)
+            merged = {**base, **desired(wanted, base, created=True), **_of_other_calls(wanted)}
+            merged.update(self.grown(wanted, base))
+            if check:
+                after = _without_unknown(view(merged, keys, target), wanted, {})
+                return Change({}, after, self._facts(None, vmid, merged, target, True))
+        run = Run(self, vmid, wanted, lambda: origin, target, None)
+        return self._done(run, {}, keys, created=True)
+
+    def _done(self, run: Run, before: dict[str, Any], keys: list[str], created: bool) -> Change:
+        seen = persist(run.step)
+        if run.sent and seen.running and not run.started:
+            # Read again, as Proxmox VE decides what it can change on a running VM.
+            waiting = {*self.pending(seen.vmid), *(key for key in run.sent if key in CLOUD_INIT)}
+            seen = replace(seen, pending=sorted(waiting))
+        after = _without_unknown(view(seen.config, keys, seen.status), run.wanted, before)
+        if PASSWORD in run.sent:
+            after[PASSWORD] = PASSWORD_SET
+        facts = self._facts(seen, seen.vmid, seen.config, seen.status, created)
+        return Change(before, dict(sorted(after.items())), facts, seen.running)
 
     def _first_look(
-        self, vmid: int | None, wanted: Wanted, source: Callable[[], Source] | None, templates: bool = False
+        self,
+        vmid: int | None,
+        wanted: Wanted,
+        source: FromWhere | None,
+        templates: bool = False,
+        only_one: bool = False,
+        clear: bool = True,
+        check: bool = False,
     ) -> Seen | None:
         if vmid is None:
             if not wanted.name and not wanted.identity:
                 raise NotFound("Give vm_id, or the name of the machine.")
-            vmid = self.find(identity=wanted.identity, name=wanted.name, templates=templates)
+            vmid = self.find(identity=wanted.identity, name=wanted.name, templates=templates, only_one=only_one)
             if vmid is None:
                 return None
-        seen = self.settled(vmid, source)
+        return self.usable(vmid, wanted, source, clear=clear, check=check)
+
+    def usable(
+        self, vmid: int, wanted: Wanted, source: FromWhere | None = None, *, clear: bool = True, check: bool = False
+    ) -> Seen | None:
+        """The VM once nothing stands in the way; what a broken-off clone has left is removed, where we may."""
+        try:
+            seen = self.settled(vmid, source)
+        except HalfMadeClone as error:
+            if not clear or not source or not self._may_clear(error, wanted):
+                raise
+            if not check:
+                self._clear(vmid)
+            return None
         if seen is not None:
             self.check_identity(seen, wanted.identity)
         return seen
 
-    def _remove_step(self, vmid: int, wanted: Wanted) -> None:
-        self.tasks.settle(vmid=vmid)
-        seen = self.settled(vmid)
-        if seen is None:
-            return
-        self.check_identity(seen, wanted.identity)
-        if seen.running:
-            self.stop(vmid, None)
-        # In the query: a DELETE with a body is a 501.
-        self.task(self.client.delete(self.path(vmid), purge=True, destroy__unreferenced__disks=True))
+    def _may_clear(self, found: HalfMadeClone, wanted: Wanted) -> bool:
+        """Only root in person may, and sees all tasks: none works on it. And it has to be ours, or nobody's yet."""
+        config = found.config
+        description = str(config.get("description") or "").strip()
+        nobodys = description in ("", "qmclone temporary file") and str(config.get("name") or "VM ").startswith("VM ")
+        ours = wanted.identity.owns(description) if wanted.identity else config.get("name") == wanted.name
+        return self.client.endpoint.is_root and (nobodys or ours)
 
-    def _check_source(self, source: Source) -> None:
-        if self.config(source.vmid) is None:
+    def _clear(self, vmid: int) -> None:
+        values = {"purge": True, "destroy-unreferenced-disks": True, "skiplock": True}
+        self.task(self.client.delete(self.path(vmid), **values))
+
+    def _begins_with(self, origin: Source | Image, wanted: Wanted) -> dict[str, Any]:
+        """The configuration that a new VM has before it is changed; refuses what cannot be cloned."""
+        if isinstance(origin, Image):
+            return dict(origin.config())
+        found = self._source_config(origin)
+        base = inherited(found)
+        if wanted.description() is not None:
+            base.pop("description", None)
+        return base
+
+    def _source_config(self, source: Source) -> dict[str, Any]:
+        try:
+            config = self.config(source.vmid, source.snapshot)
+        except ApiError as error:
+            if source.snapshot and f"snapshot '{source.snapshot}' does not exist" in error.reason:
+                listed = self.client.get(self.path(source.vmid, "snapshot"))
+                names = ", ".join(sorted(one["name"] for one in listed if one["name"] != "current")) or "none at all"
+                raise NotFound(f"VM {source.vmid} has no snapshot '{source.snapshot}'; there are: {names}.") from error
+            raise
+        if config is None:
             raise NotFound(f"The source, VM {source.vmid}, does not exist on node {self.node}.")
+        if source.snapshot:
+            Storages(self.client).refuse_copy(source.vmid, config, source.snapshot)
+        return config
 
-    def _pending(self, vmid: int) -> list[str]:
-        """Keys whose new value waits for a restart."""
-        entries = self.client.get(self.path(vmid, "pending"))
-        return sorted(entry["key"] for entry in entries if "pending" in entry or entry.get("delete"))
+    def grown(self, wanted: Wanted, config: dict[str, Any]) -> dict[str, Any]:
+        """The boot disk as it will be, in a dict; refuses to make it smaller."""
+        key = boot_disk(config)
+        if wanted.disk_size is None:
+            return {}
+        if key is None:
+            raise NotPossible("disk_size: the VM has no disk.")
+        there, size = disk_size(config) or 0, size_in_bytes(wanted.disk_size)
+        if size < there:
+            raise NotPossible(
+                f"disk_size: disk {key} has {size_text(there)}; a disk cannot be made smaller than it is."
+            )
+        found = {**properties(str(config[key]), "file"), "size": size_text(size)}
+        volume = found.pop("file")
+        return {key: ",".join([volume, *(f"{name}={value}" for name, value in found.items())])}
+
+    def pool_of(self, vmid: int, wanted: str | None) -> str | None:
+        """The pool of a VM; looked up only when one is wanted."""
+        if wanted is None:
+            return None
+        try:
+            listed = self.client.get("/pools", poolid=wanted)
+        except ApiError as error:
+            if "does not exist" in error.reason:
+                raise NotFound(f"There is no pool '{wanted}'; create it, or name another one.") from error
+            raise
+        members = [member for pool in listed for member in pool.get("members") or []]
+        if any(int(member.get("vmid") or 0) == vmid for member in members):
+            return wanted
+        resources = self.client.get("/cluster/resources", type="vm")
+        return next((entry.get("pool") for entry in resources if int(entry.get("vmid") or 0) == vmid), None)
 
     def _facts(
         self, seen: Seen | None, vmid: int | None, config: dict[str, Any], status: str, created: bool
     ) -> dict[str, Any]:
-        ip = next((part[3:] for part in str(config.get("ipconfig0", "")).split(",") if part.startswith("ip=")), None)
         return {
             "vm_id": vmid,
             "node": self.node,
             "name": config.get("name"),
             "status": status,
             "mac": parse_net(config.get("net0")).get("mac"),
-            "ip": ip,
+            "ip": properties(config.get("ipconfig0")).get("ip"),
             "created": created,
             "template": bool(seen and seen.template),
+            "restart_required": seen.pending if seen and seen.running and status != "stopped" else [],
         }
 
 
-@dataclass
-class _Run:
-    """One machine on its way; `step` may be repeated."""
-
-    machines: Machines
-    vmid: int | None
-    wanted: Wanted
-    source: Callable[[], Source] | None
-    pool: str | None
-    target: str | None
-    shutdown_timeout: int | None
-    passes: int = 0
-    started: bool = False
-
-    def step(self) -> Seen:
-        self.passes += 1
-        seen = self._existing()
-        fresh = seen is None
-        if seen is None:
-            seen = self._cloned()
-        values = differences(desired(self.wanted, seen.config), seen.config)
-        if fresh and self.wanted.description() is None and Identity.parse(seen.config.get("description")):
-            values["delete"] = "description"  # inherited from the source: this VM is not the one it names
-        if values:
-            self.machines.set_config(seen.vmid, values)
-            # A NIC without a given MAC gets one from Proxmox VE: only then is there something new to read.
-            known = "net0" not in values or parse_net(values["net0"]).get("mac")
-            seen = replace(seen, config={**seen.config, **values} if known else self.machines.config(seen.vmid) or {})
-        return self._powered(seen)
-
-    def _existing(self) -> Seen | None:
-        if self.vmid is None:
-            return None
-        machines = self.machines
-        seen = machines.settled(self.vmid, self.source)
-        if seen is not None and machines.tasks.settle(vmid=self.vmid):
-            seen = machines.settled(self.vmid, self.source)
-        if seen is not None:
-            machines.check_identity(seen, self.wanted.identity)
-        return seen
-
-    def _cloned(self) -> Seen:
-        machines, wanted = self.machines, self.wanted
-        if self.source is None:
-            raise NotFound(f"VM {self.vmid} is gone from node {machines.node}.")
-        source = self.source()
-        given = self.vmid is not None
-        vmid = self.vmid if given else int(machines.client.get("/cluster/nextid"))
-        # Remembered before the call: when its answer is lost, the next pass looks at this id.
-        self.vmid = vmid
-        try:
-            machines.clone(source, vmid, name=wanted.name, description=wanted.description(), pool=self.pool)
-        except ApiError as error:
-            if not error.id_taken:
-                if error.no_such_vm:
-                    raise NotFound(f"The source, VM {source.vmid}, does not exist on node {machines.node}.") from error
-                raise
-            self.vmid = vmid if given else None
-            raise Raced(f"VM id {vmid}.") from error
-        config = machines.config(vmid)
-        if config is None:
-            raise NotFound(f"VM {vmid} was cloned and is gone again.")
-        return Seen(vmid, config, "stopped")
-
-    def _powered(self, seen: Seen) -> Seen:
-        if self.target in (None, seen.status):
-            return seen
-        machines = self.machines
-        if self.target == "running":
-            machines.task(machines.client.post(machines.path(seen.vmid, "status", "start")))
-            self.started = True
-        else:
-            machines.stop(seen.vmid, self.shutdown_timeout)
-        return replace(seen, status=self.target)
+def _of_other_calls(wanted: Wanted) -> dict[str, Any]:
+    """What is managed beside the configuration: by the keys under which it is shown."""
+    values = {"disk_size": wanted.disk_size, "pool": wanted.pool}
+    return {key: value for key, value in values.items() if value is not None}
 
 
-def _validate(wanted: Wanted) -> None:
-    if wanted.name is not None and not all(DNS_LABEL.fullmatch(label) for label in wanted.name.split(".")):
-        raise NotPossible(
-            f"'{wanted.name}' is not a DNS name: letters, digits and '-' only, at most 63, no '-' at the ends."
-        )
+def _without_unknown(after: dict[str, Any], wanted: Wanted, before: dict[str, Any]) -> dict[str, Any]:
+    """Without what only Proxmox VE knows when it makes it: a MAC, a uuid; a prediction has them neither."""
+    after = dict(after)
+    if "net0" in after and not (wanted.net or {}).get("mac") and not before.get("net0", {}).get("mac"):
+        after["net0"] = {key: value for key, value in after["net0"].items() if key != "mac"}
+    if "smbios1" in after and not (wanted.smbios or {}).get("uuid") and not before.get("smbios1", {}).get("uuid"):
+        after["smbios1"] = {key: value for key, value in after["smbios1"].items() if key != "uuid"}
+    return after

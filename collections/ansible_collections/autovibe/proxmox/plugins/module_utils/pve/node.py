@@ -58,6 +58,33 @@ class Source:
     storage: str | None = None
 
 
+#: What a VM made of an image gets when it is not said: what cloud images expect.
+IMAGE_CONFIG = {
+    "ostype": "l26",
+    "scsihw": "virtio-scsi-single",
+    "agent": "enabled=1",
+    "serial0": "socket",
+    "boot": "order=scsi0",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a VM is made of without a template: a volume or file that is imported, or a new disk, `storage:GiB`."""
+
+    image: str
+    storage: str
+
+    def config(self) -> dict[str, Any]:
+        is_new = self.image.rpartition(":")[2].isdigit()
+        disk = self.image if is_new else f"{self.storage}:0,import-from={self.image}"
+        return {**IMAGE_CONFIG, "scsi0": disk, "ide2": f"{self.storage}:cloudinit"}
+
+
+#: What a missing VM is made from; asked only when it is missing.
+FromWhere = Callable[[], Source | Image]
+
+
 class Node:
     """One node and the tasks on it; `timeout` bounds each wait for a task, in seconds.
 
@@ -113,10 +140,6 @@ class Node:
         """
         return [{**vm, "node": node} for node in self.nodes() for vm in self.client.get(f"/nodes/{node}/qemu")]
 
-    def storage_types(self) -> dict[str, str]:
-        """The type of each storage that this user may see: `{"local": "dir"}`."""
-        return {entry["storage"]: entry["type"] for entry in self.client.get(f"/nodes/{self.node}/storage")}
-
     def config(self, vmid: int, snapshot: str | None = None) -> dict[str, Any] | None:
         """The VM's configuration (or a snapshot's), None when there is no such VM."""
         return self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "config"), snapshot=snapshot))
@@ -136,6 +159,10 @@ class Node:
             return None
         paused = status["status"] == "running" and status.get("qmpstatus") == "paused"
         return Seen(vmid, config, "paused" if paused else status["status"], pending)
+
+    def pending(self, vmid: int) -> list[str]:
+        """The keys whose new value waits for a restart."""
+        return _merged(self.client.get(self.path(vmid, "pending")))[1]
 
     def _unless_missing(self, vmid: int, call: Callable[[], Any]) -> Any:
         """What the call answers; None when there is no such VM."""
