@@ -7,7 +7,11 @@ The docstring of a class is the first sentence of its message; what happened, to
 
 from __future__ import annotations
 
+import re
+
 from .privileges import advice
+
+ID_TAKEN = re.compile(r"(VM|CT) \d+ already exists|unable to create VM \d+.* already exists")
 
 
 class PveError(Exception):
@@ -77,8 +81,8 @@ class ApiError(PveError):
 
     @property
     def id_taken(self) -> bool:
-        """The VM id of a create or clone is in use (its wording differs between the two)."""
-        return self.status == 500 and "unable to create VM" in self.reason and "already exists" in self.reason
+        """The VM id of a create or clone is in use (its wording differs between the two, and for another node)."""
+        return self.status == 500 and ID_TAKEN.search(self.reason) is not None
 
 
 class Forbidden(ApiError):

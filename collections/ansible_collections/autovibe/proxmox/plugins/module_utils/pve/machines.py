@@ -178,6 +178,8 @@ class Machines(Node):
     def _made(self, vmid: int | None, wanted: Wanted, source: FromWhere, target: str, check: bool) -> Change:
         """A VM that is not there yet."""
         origin = source()
+        if isinstance(origin, Source) and self.locate(origin.vmid) is None:
+            raise NotFound(f"The source, VM {origin.vmid}, does not exist.")
         keys = [*desired(wanted, {}, created=True), *_of_other_calls(wanted)]
         if check or wanted.disk_size or getattr(origin, "snapshot", None):
             base = self._begins_with(origin, wanted)
