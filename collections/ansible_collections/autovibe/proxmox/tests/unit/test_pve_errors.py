@@ -57,3 +57,17 @@ def test_a_token_may_be_named_in_full(token_id):
 
 def test_an_endpoint_does_not_show_its_secrets():
     assert "hunter2" not in repr(Endpoint("h", "u", token_secret="hunter2", password="hunter2"))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "unable to create VM 131: config file already exists",
+        "unable to create VM 100 - VM 100 already exists on node 'pve1'",
+        "VM 300 already exists on node 'pve2'",
+        "CT 300 already exists on node 'pve1'",
+    ],
+)
+def test_a_taken_id_is_known_by_each_wording(reason):
+    assert ApiError("POST", "/nodes/n/qemu/100/clone", 500, reason).id_taken
+    assert not ApiError("POST", "/nodes/n/qemu/100/clone", 500, "snapshot name 'a' already used").id_taken
