@@ -24,10 +24,10 @@ from .config import (
     view,
 )
 from .devices import boot_disk, disk_size, parse_net, properties, size_in_bytes, size_text
+from .disks import refuse
 from .errors import ApiError, HalfMadeClone, NotFound, NotPossible, PveError
 from .node import FromWhere, Image, Node, Seen, Source
 from .steps import Raced, Removal, Run
-from .storages import Storages
 
 __all__ = ["Change", "Machines", "Raced", "persist"]
 
@@ -271,7 +271,8 @@ class Machines(Node):
         if config is None:
             raise NotFound(f"The source, VM {source.vmid}, does not exist on node {self.node}.")
         if source.snapshot:
-            Storages(self.client).refuse_copy(source.vmid, config, source.snapshot)
+            doing = f"Snapshot '{source.snapshot}' of VM {source.vmid} cannot be cloned"
+            refuse("clone_snapshot", doing, config, self.storage_types())
         return config
 
     def grown(self, wanted: Wanted, config: dict[str, Any]) -> dict[str, Any]:

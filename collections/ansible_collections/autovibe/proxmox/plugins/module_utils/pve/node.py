@@ -140,6 +140,10 @@ class Node:
         """
         return [{**vm, "node": node} for node in self.nodes() for vm in self.client.get(f"/nodes/{node}/qemu")]
 
+    def storage_types(self) -> dict[str, str]:
+        """The type of each storage that this user may see: `{"local": "dir"}`."""
+        return {entry["storage"]: entry["type"] for entry in self.client.get(f"/nodes/{self.node}/storage")}
+
     def config(self, vmid: int, snapshot: str | None = None) -> dict[str, Any] | None:
         """The VM's configuration (or a snapshot's), None when there is no such VM."""
         return self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "config"), snapshot=snapshot))
