@@ -26,6 +26,64 @@ options:
       - Volume that is imported as the disk, such as V(local:import/debian.qcow2).
       - Or a new, empty disk, such as V(local:8), of so many GiB.
     type: str
+  image_file:
+    description:
+      - Disk image where C(ansible-playbook) runs. It is uploaded once, under a name that carries its hash.
+      - Needs the privilege C(Datastore.AllocateTemplate) on O(image_storage).
+    type: path
+  image_url:
+    description:
+      - URL of a disk image that the node downloads once. Needs O(checksum).
+      - Needs the privileges C(Datastore.AllocateTemplate) on O(image_storage) and C(Sys.AccessNetwork) on the node.
+    type: str
+  image_storage:
+    description: Storage where images of O(image_file) and O(image_url) are kept; with the content type C(import).
+    type: str
+    default: local
+  checksum:
+    description:
+      - Checksum of the image, as V(ALGORITHM:HASH), with sha256 for instance.
+      - It is part of the version. If not given, that of O(image_file) is taken, and of O(disk_source) size and time.
+    type: str
+  customize:
+    description:
+      - What is done in the guest, through its agent, when it boots for the first time. Part of the version.
+      - Then machine id, ssh host keys, logs and cloud-init's state are removed, and the guest is shut down.
+      - If a step fails, the next run begins anew.
+    type: list
+    elements: dict
+    suboptions:
+      argv:
+        description: Program and arguments.
+        type: list
+        elements: str
+      shell:
+        description: A script for C(/bin/sh -c).
+        type: str
+      path:
+        description: Path of a file that is put into the guest.
+        type: str
+      content:
+        description: Content of the file.
+        type: str
+      src:
+        description: The file's content, from where C(ansible-playbook) runs.
+        type: path
+      mode:
+        description: Mode of the file, octal; V(0600) if not given.
+        type: str
+      owner:
+        description: Owner of the file, C(user) or C(user:group).
+        type: str
+      exec_timeout:
+        description: Seconds after which the program is killed and the step has failed.
+        type: int
+        default: 600
+  keep:
+    description:
+      - How many versions of the template are kept, the present one among them; all if not given.
+      - One that linked clones are based on always stays.
+    type: int
   from_vm_id:
     description: A stopped VM without snapshots that becomes the template.
     type: int
@@ -82,6 +140,20 @@ EXAMPLES = r"""
     inputs:
       sha256: "{{ debian_image_sha256 }}"
 
+- name: A cloud image from the web, with two packages more, and the last two versions
+  autovibe.proxmox.template:
+    name: web
+    image_url: https://cloud.debian.org/images/cloud/bookworm/latest/debian-12-genericcloud-amd64.qcow2
+    checksum: "sha512:{{ debian_sha512 }}"
+    storage: local-lvm
+    bridge: vmbr0
+    customize:
+      - shell: apt-get update && apt-get install --yes nginx git
+      - path: /etc/motd
+        content: Made by Ansible
+        mode: "0644"
+    keep: 2
+
 - name: A template of a VM
   autovibe.proxmox.template:
     from_vm_id: 101
@@ -109,6 +181,11 @@ template:
       description: Its version; null for a template of a VM.
       type: str
       sample: 0a1b2c3d4e5f6071
+    removed:
+      description: VM ids of the older versions that were removed.
+      returned: when O(keep) is given
+      type: list
+      elements: int
 error_class:
   description: What kind of error it was, such as V(IdentityError) or V(TaskFailed).
   returned: failure

@@ -6,13 +6,66 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .checkpoints import Checkpoints
-from .config import Identity
-from .errors import ApiError, NotFound, NotPossible
+from .config import Identity, Wanted
+from .errors import ApiError, NotFound, NotPossible, PveError
+from .guest import Guest
+from .images import Image
 from .machines import Change, Machines, Raced, persist
+
+DISK = re.compile(r"(scsi|virtio|sata|ide|efidisk|tpmstate)\d+")
+#: Stands in the description of a VM that is built, sealed and stopped: all that is left is to convert it.
+SEALED = "sealed"
+#: How long the guest of a template may take to boot.
+BOOT_SECONDS = 600
+SHUTDOWN_SECONDS = 120
+#: What a machine must not inherit: its identity, keys, logs, and what cloud-init thinks that it has done.
+SEAL = """\
+command -v cloud-init > /dev/null && cloud-init clean --logs --seed
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /var/lib/dbus/machine-id /var/lib/systemd/random-seed
+[ -e /etc/machine-id ] && : > /etc/machine-id
+command -v journalctl > /dev/null && journalctl --quiet --rotate --vacuum-time=1s 2> /dev/null
+find /var/log -type f ! -path '*/journal/*' -exec sh -c ': > "$1"' sh {} \\;
+find /tmp /var/tmp -mindepth 1 -xdev -delete 2> /dev/null
+rm -f /root/.bash_history /root/.ansible_async/*
+command -v fstrim > /dev/null && fstrim -a 2> /dev/null
+sync
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done in the guest before it becomes a template: a program, or a file."""
+
+    argv: tuple[str, ...] = ()
+    path: str | None = None
+    content: bytes = b""
+    mode: str | None = None
+    owner: str | None = None
+    timeout: int = 600
+
+    def digest(self) -> list[str]:
+        content = hashlib.sha256(self.content).hexdigest() if self.path else ""
+        return [*self.argv, self.path or "", content, self.mode or "", self.owner or ""]
+
+    def run(self, guest: Guest) -> None:
+        if self.path:
+            guest.put(self.path, self.content, mode=self.mode, owner=self.owner)
+            return
+        ended = guest.run(list(self.argv), timeout=self.timeout)
+        if ended.rc != 0:
+            how = "took too long" if ended.timed_out else f"ended with {ended.rc}"
+            tail = (ended.stderr or ended.stdout).decode(errors="replace").splitlines()[-20:]
+            raise CustomizationFailed(f"'{' '.join(self.argv)[:200]}' in VM {guest.vmid} {how}.", log=tail)
+
+
+class CustomizationFailed(PveError):
+    """A step of the template's customisation failed; the next run begins anew."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +73,7 @@ class Inputs:
     """What a template is made of; its version is their hash."""
 
     name: str
-    disk: str
+    image: Image
     storage: str
     cores: int = 1
     memory: int = 512
@@ -28,15 +81,25 @@ class Inputs:
     cloudinit_storage: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    #: What the image is, as `Image.fingerprint` says.
+    fingerprint: str | None = None
 
     def version(self) -> str:
-        text = json.dumps(self.__dict__, sort_keys=True, separators=(",", ":"))
+        made_of = {
+            **{key: getattr(self, key) for key in ("name", "storage", "cores", "memory", "bridge", "options", "extra")},
+            "cloudinit_storage": self.cloudinit_storage,
+            "disk": self.image.volume or "",
+            "fingerprint": self.fingerprint,
+            "steps": [step.digest() for step in self.steps],
+        }
+        text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def config(self) -> dict[str, Any]:
+    def config(self, disk: str) -> dict[str, Any]:
         """The parameters that create the VM. A `disk` like `null:1` is a new one of that size (GiB)."""
-        size = self.disk.rpartition(":")[2]
-        scsi0 = self.disk if size.isdigit() else f"{self.storage}:0,import-from={self.disk}"
+        size = disk.rpartition(":")[2]
+        scsi0 = disk if size.isdigit() else f"{self.storage}:0,import-from={disk}"
         return {
             "name": self.name,
             "cores": self.cores,
@@ -66,25 +129,65 @@ class Templates:
         vmid: int | None = None,
         pool: str | None = None,
         tags: list[str] | None = None,
+        keep: int | None = None,
         check: bool = False,
     ) -> Change:
-        """The template's version for these inputs; an older version of the same name stays beside it."""
+        """The template's version for these inputs; older versions of the same name stay beside it, or `keep` of all.
+
+        Of a version that was begun and not finished: one that is sealed, or has nothing to be customised, is finished,
+        another one is removed and begun anew.
+        """
+        inputs = replace(inputs, fingerprint=inputs.image.fingerprint(self.machines))
         identity = Identity.of(installation=installation, template=inputs.name, inputs=inputs.version())
         found = self._find(identity, inputs.name, vmid)
-        after = {"name": inputs.name, "inputs": inputs.version(), "template": True}
-        if found and self._is_template(found):
-            return Change(after, after, self._facts(found, inputs, identity))
-        if check:
-            return Change({}, after, self._facts(found or vmid, inputs, identity))
-        values = {
-            **inputs.config(),
-            "description": identity.line(),
-            "tags": ";".join(tags or ["autovibe"]),
-            "pool": pool,
-        }
+        wanted = {"name": inputs.name, "inputs": inputs.version(), "template": True}
+        done = bool(found and self._is_template(found))
+        made = found
+        if not done and not check:
+            values = {"description": identity.line(), "tags": ";".join(tags or ["autovibe"]), "pool": pool}
+            disk = inputs.image.obtain(self.machines, inputs.fingerprint)
+            made = self._build(inputs, {**inputs.config(disk), **values}, identity, found, vmid)
+        facts = self._facts(made or vmid, inputs, identity)
+        before, after = (wanted if done else {}), wanted
+        if keep is not None:
+            versions = Versions(self.machines, identity, made)
+            old = versions.listed()
+            gone = versions.prune(keep, check=check)
+            facts["removed"] = gone
+            before = {**before, "older": sorted(old)}
+            after = {**wanted, "older": sorted(set(old) - set(gone))}
+        return Change(before, after, facts)
+
+    def _build(
+        self, inputs: Inputs, values: dict[str, Any], identity: Identity, found: int | None, vmid: int | None
+    ) -> int:
+        if found is not None and inputs.steps and not self._is_sealed(found):
+            self._discard(found, identity)
+            found = None
         made = persist(lambda: self._create(found, vmid, identity, values))
+        if inputs.steps and not self._is_sealed(made):
+            self._customise(made, inputs, identity)
         persist(lambda: self.checkpoints.convert(made))
-        return Change({}, after, self._facts(made, inputs, identity))
+        return made
+
+    def _customise(self, vmid: int, inputs: Inputs, identity: Identity) -> None:
+        """The first boot: the steps, the seal, the shutdown, and the mark that says so."""
+        machines = self.machines
+        machines.ensure(vmid, Wanted(), state="started")
+        guest = Guest(self.client, machines.node, vmid)
+        guest.wait(BOOT_SECONDS)
+        for step in inputs.steps:
+            step.run(guest)
+        Step(("/bin/sh", "-c", SEAL)).run(guest)
+        machines.ensure(vmid, Wanted(), state="stopped", shutdown_timeout=SHUTDOWN_SECONDS)
+        persist(lambda: machines.set_config(vmid, {"description": f"{identity.line()}\n{SEALED}"}))
+
+    def _is_sealed(self, vmid: int) -> bool:
+        seen = self.machines.settled(vmid)
+        return bool(seen and not seen.running and SEALED in str(seen.config.get("description", "")).split())
+
+    def _discard(self, vmid: int, identity: Identity) -> None:
+        self.machines.remove(vmid, Wanted(identity=identity), force=True)
 
     def convert(self, vmid: int, *, check: bool = False) -> Change:
         """A VM that is there, stopped and without snapshots, as a template."""
@@ -141,6 +244,49 @@ class Templates:
 
     def _facts(self, vmid: int | None, inputs: Inputs, identity: Identity) -> dict[str, Any]:
         return {"name": inputs.name, "vm_id": vmid, "node": self.machines.node, "inputs": identity.get("inputs")}
+
+
+class Versions:
+    """The older versions of a template, and what becomes of them."""
+
+    def __init__(self, machines: Machines, identity: Identity, current: int | None):
+        self.machines, self.identity, self.current = machines, identity, current
+
+    def listed(self) -> list[int]:
+        """Their VM ids, newest first; a build that was given up counts as a version."""
+        name, found = self.identity.get("template"), []
+        for vm in self.machines.list():
+            if vm.get("name") != name or int(vm["vmid"]) == self.current:
+                continue
+            config = self.machines.config(int(vm["vmid"])) or {}
+            if self.identity.owns(config.get("description")):
+                found.append((_ctime(config), int(vm["vmid"])))
+        return [vmid for _ctime, vmid in sorted(found, reverse=True)]
+
+    def prune(self, keep: int, *, check: bool = False) -> list[int]:
+        """Removes all but the `keep` newest, the current one among them; never one that has linked clones."""
+        gone = [vmid for vmid in self.listed()[max(keep - 1, 0) :] if not self._has_clones(vmid)]
+        for vmid in [] if check else gone:
+            self.machines.remove(vmid, Wanted(identity=_without_version(self.identity)), force=True)
+        return gone
+
+    def _has_clones(self, vmid: int) -> bool:
+        """A linked clone's volume names the one that it is based on: `local:100/base-100-disk-0.qcow2/101/vm-101-…`."""
+        config = self.machines.config(vmid) or {}
+        storages = {str(value).partition(":")[0] for key, value in config.items() if DISK.fullmatch(key)}
+        base = re.compile(rf"base-{vmid}-disk-\d+[^/]*/")
+        where = f"/nodes/{self.machines.node}/storage"
+        listed = [entry for one in storages for entry in self.machines.client.get(f"{where}/{one}/content")]
+        return any(base.search(entry["volid"]) for entry in listed)
+
+
+def _without_version(identity: Identity) -> Identity:
+    return Identity.of(installation=identity.get("installation"), template=identity.get("template"))
+
+
+def _ctime(config: dict[str, Any]) -> int:
+    found = re.search(r"ctime=(\d+)", str(config.get("meta", "")))
+    return int(found[1]) if found else 0
 
 
 def _version(config: dict[str, Any]) -> str | None:
