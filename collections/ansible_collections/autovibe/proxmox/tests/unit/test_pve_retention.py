@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.backups import goners
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.disks import bases, disks, refuse
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotPossible
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import PERIODS, Keep, removed, sorted_out
@@ -118,3 +119,16 @@ def test_what_a_storage_cannot_do_is_refused_with_the_reason():
     refuse("snapshot", "A snapshot", {"scsi0": "local:7/vm-7-disk-0.raw,size=1G"}, {})
     with pytest.raises(NotPossible, match="rolls back to the newest snapshot only"):
         refuse("rollback_past", "Back", {"scsi0": "tank:vm-7-disk-0,size=1G"}, {"tank": "zfspool"})
+
+
+def test_of_backups_the_protected_ones_are_neither_counted_nor_removed():
+    listed = [
+        {
+            "volid": f"local:backup/{hour}",
+            "ctime": int((NOON - timedelta(hours=hour)).timestamp()),
+            "protected": hour == 2,
+        }
+        for hour in (4, 3, 2, 1)
+    ]
+    assert goners(listed, Keep(last=1)) == ["local:backup/4", "local:backup/3"]
+    assert goners(listed, None) == []
