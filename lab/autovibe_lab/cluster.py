@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from autovibe_lab.access import Access
 from autovibe_lab.errors import ApiError
 from autovibe_lab.pools import Pools
+from autovibe_lab.storages import StorageConfig
 from autovibe_lab.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Cluster:
     """The nodes by name, the first of which answers; VM ids are taken once in all of them, pools span them."""
 
     access: Access
+    storages: StorageConfig
     nodes: dict[str, Node] = field(default_factory=dict)
     #: Names of nodes that are down: reached by nobody, their guests' state unknown.
     offline: set[str] = field(default_factory=set)
@@ -79,7 +81,8 @@ class Cluster:
 
     def shares(self, storage: str) -> bool:
         """Every node sees the same volumes there."""
-        return len(self.nodes) > 1 and storage in SHARED
+        found = self.storages.all.get(storage)
+        return len(self.nodes) > 1 and (storage in SHARED or (found is not None and found.shared))
 
     def tasks(self) -> list[Task]:
         """The tasks of all nodes that are up, oldest first."""

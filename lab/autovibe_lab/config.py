@@ -152,6 +152,11 @@ class Drive:
         return self.is_cdrom and ("-cloudinit" in self.volid or self.volid.endswith(":cloudinit"))
 
     @property
+    def has_volume(self) -> bool:
+        """It names a volume, not `none` or a drive that is yet to be made (`local:cloudinit`)."""
+        return ":" in self.volid and not self.volid.endswith(":cloudinit")
+
+    @property
     def is_disk(self) -> bool:
         """A hard disk with a volume of its own."""
         return not self.is_cdrom and ":" in self.volid
@@ -169,7 +174,7 @@ def drives(section: Section) -> list[Drive]:
 
 def owned_volumes(section: Section) -> list[str]:
     """The volumes that belong to the guest: its disks, its cloud-init drive and what it does not use now."""
-    own = [drive.volid for drive in drives(section) if drive.is_disk or (drive.is_cloudinit and "/" in drive.volid)]
+    own = [drive.volid for drive in drives(section) if drive.is_disk or (drive.is_cloudinit and drive.has_volume)]
     return own + [value for key, value in section.items() if re.fullmatch(r"unused\d+", key)]
 
 

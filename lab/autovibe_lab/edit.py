@@ -31,12 +31,14 @@ def with_mac(value: str) -> str:
 
 
 def check_storages(node: Node, given: dict[str, str]) -> None:
-    """A storage that a new drive names and that is not there is an immediate error."""
+    """A storage that is not there, or takes no new disks, is an immediate error."""
     for key, value in given.items():
         file = Drive.parse(key, value).volid if options.is_drive(key) else ""
-        storage, colon, _ = file.partition(":")
+        storage, colon, what = file.partition(":")
         if colon:
             node.storages.check(storage)
+        if NEW_DISK.fullmatch(file) or what == "cloudinit":
+            node.storages.check_images(storage)
 
 
 async def make_drive(node: Node, vmid: int, key: str, value: str, log: Log) -> tuple[str, list[str]]:
@@ -104,7 +106,7 @@ def delete_option(node: Node, machine: Machine, name: str) -> None:
         node.storages.delete(value)
     elif options.is_drive(name):
         drive = Drive.parse(name, value)
-        if drive.is_cloudinit and "/" in drive.volid:
+        if drive.is_cloudinit and drive.has_volume:
             node.storages.delete(drive.volid)
         elif drive.is_disk:
             set_unused(current, drive.volid)

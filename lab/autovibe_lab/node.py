@@ -19,7 +19,7 @@ from autovibe_lab.locks import ConfigLock, StorageLock
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.pools import Pools
 from autovibe_lab.tasks import Tasks
-from autovibe_lab.volumes import Storages, base_of, is_null, own_id
+from autovibe_lab.volumes import Storages, base_of, own_id, storage_config
 
 BRIDGES = ("vmbr0", "vmbr1")
 
@@ -34,7 +34,7 @@ class Machine:
     guest: Guest | None = None
     started: float = 0
     paused: bool = False
-    only_null: bool = False
+    storages: Storages | None = None
 
     @property
     def name(self) -> str:
@@ -46,9 +46,9 @@ class Machine:
 
     @property
     def is_null(self) -> bool:
-        """Its boot disk is on storage `null`, it has none, or the lab has no others: no process stands for it."""
+        """Its boot disk is a placeholder, or it has none: no process stands for it."""
         disk = boot_disk(self.config.current)
-        return self.only_null or disk is None or is_null(disk.volid)
+        return disk is None or self.storages is None or self.storages.is_null(disk.volid)
 
     def running(self) -> bool:
         return self.guest is not None and self.guest.running()
@@ -85,10 +85,10 @@ class Node:
         self.started = time.monotonic()
         self.latency = Latency(self.delays)
         self.tasks = Tasks(self.name, self.paths.tasks)
-        self.storages = Storages(self.paths, self.null_guests)
         self._storage_locks: dict[str, StorageLock] = {}
         self._config_locks: dict[int, ConfigLock] = {}
-        self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version))
+        self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version), storage_config(self.paths))
+        self.storages = Storages(self.paths, self.cluster.storages, self.null_guests)
         self.cluster.nodes[self.name] = self
         if self.options_file.exists() and self.cluster.local is self:
             lines = self.options_file.read_text().splitlines()
@@ -99,7 +99,7 @@ class Node:
             self.machines[vmid] = self._machine(vmid, Config.parse(file.read_text()))
 
     def _machine(self, vmid: int, config: Config) -> Machine:
-        return Machine(vmid, config, self.config_lock(vmid), only_null=self.null_guests)
+        return Machine(vmid, config, self.config_lock(vmid), storages=self.storages)
 
     def config_lock(self, vmid: int) -> ConfigLock:
         """The lock of this id: it is there before the guest, and after it."""
@@ -225,7 +225,7 @@ class Node:
         for machine in self.machines.values():
             for section in machine.config.sections():
                 for drive in drives(section):
-                    if "/" in drive.volid:
+                    if drive.has_volume:
                         with contextlib.suppress(ValueError):
                             found[drive.volid] = max(found.get(drive.volid, 0), drive.size)
                 for volid in owned_volumes(section):

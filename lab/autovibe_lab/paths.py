@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 #: A unix socket's path ends within 108 bytes; this leaves room for "/<vmid>.agent.sock" and the like.
 LONGEST_RUN_FOLDER = 70
+
+STORAGE_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]*[A-Za-z0-9]")
+#: A volume on a block storage, whose name has no folder: `vm-100-disk-0`, `base-100-disk-0/vm-101-disk-0`.
+BLOCK = re.compile(r"(?:(base-\d+-[^/\s]+)/)?((?:vm|base)-(\d+)-[^/\s]+)")
+TEMPLATES = {"iso": "iso", "vztmpl": "cache"}
 
 
 class VolumeError(Exception):
@@ -34,6 +40,8 @@ class LabPaths:
         import/autovibe-guest.qcow2     disk images to import, storage `local`
         template/iso/                   ISO images, storage `local`
         null/images/100/…               volumes of storage `null`: empty placeholders
+        dump/                           backups on storage `local`
+        storage.cfg, storage/NAME/…     the storages, and the volumes of all others
         firewall/100.fw                 firewalls of guests, the node (host.fw) and all (cluster.fw)
         tasks/                          one log and one status file a task
         user.cfg                        pools
@@ -75,6 +83,10 @@ class LabPaths:
         return self.shared / "firewall"
 
     @property
+    def storage_cfg(self) -> Path:
+        return self.shared / "storage.cfg"
+
+    @property
     def user_cfg(self) -> Path:
         return self.shared / "user.cfg"
 
@@ -93,19 +105,26 @@ class LabPaths:
             return self.state
         if name == "null":
             return self.shared / "null"
-        raise VolumeError(f"storage '{name}' does not exist")
+        if not STORAGE_ID.fullmatch(name):
+            raise VolumeError(f"storage '{name}' does not exist")
+        shared = self.shared / "storage" / name
+        return shared if shared.exists() else self.state / "storage" / name
 
     def volume(self, volid: str) -> Path:
         """The file of a volume id: `local:100/vm-100-disk-0.qcow2`, `local:import/x.qcow2`, `local:iso/x.iso`, and
         linked clones as Proxmox writes them, `local:100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2`."""
         storage, colon, name = volid.partition(":")
         parts = name.split("/")
+        if colon and (block := BLOCK.fullmatch(name)):
+            return self.storage(storage) / "images" / block[3] / block[2]
+        if colon and parts[0] == "backup" and ".." not in parts:
+            return self.storage(storage).joinpath("dump", *parts[1:])
         if not colon or len(parts) not in (2, 4) or any(part in ("", ".", "..") for part in parts):
             raise VolumeError(f"unable to parse volume ID '{volid}'")
         folder, file = parts[-2:]
         root = self.storage(storage)
-        if folder == "iso":
-            return root / "template" / "iso" / file
+        if folder in ("iso", "vztmpl"):
+            return root / "template" / TEMPLATES[folder] / file
         if folder in ("import", "snippets"):
             return root / folder / file
         if not folder.isdigit():

@@ -126,7 +126,7 @@ class Schema:
                 errors[name] = re.sub(r"\n(drive|net|ipconfig)?\.", f"\n{name}.", str(error))
         for name, param in self.params.items():
             if not param.optional and name not in given:
-                errors[name] = MISSING
+                errors.setdefault(name, MISSING)
             if name in given and param.requires and param.requires not in given:
                 errors[param.requires] = f"missing property - '{name}' requires this property"
         if errors:

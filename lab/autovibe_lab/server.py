@@ -31,7 +31,8 @@ FORMATS = ("json", "extjs")
 WORLD = ("/access/ticket", "/access/domains")
 ANYBODY = "root@pam"
 METHODS = ("GET", "POST", "PUT", "DELETE")
-LARGEST_BODY = 64 << 20
+#: Files that are uploaded go to the disk as they come.
+LARGEST_BODY = 8 << 30
 #: What Perl's JSON parser says where Python's says something else.
 PERL_JSON = {
     "Expecting property name": "'\"' expected",
@@ -117,10 +118,17 @@ class Server:
         # Before anything else is looked at: a parameter that is wrong, a guest that is missing are a 403 too.
         permits.check(permits.Asking(self.node.access.permissions, user, given, method, route.template))
         node = self.node.cluster.node(in_path["node"]) if "node" in in_path else self.node
-        call = Call(node, user, route.schema.verify(given))
+        call = Call(node, user, route.schema.verify(given), await _upload(request))
         async with node.latency.call(method, path):
             hidden.check(call, method, route.template)
             return hidden.left(call, method, route.template, await route.handler(call))
+
+
+async def _upload(request: web.Request) -> web.FileField | None:
+    """The file of a multipart body."""
+    if not request.content_type.startswith("multipart/"):
+        return None
+    return next((value for value in (await request.post()).values() if isinstance(value, web.FileField)), None)
 
 
 def _dropped(request: web.Request) -> web.Response:
@@ -149,7 +157,9 @@ async def _parameters(request: web.Request) -> dict[str, object]:
             if await request.read():
                 raise ApiError(506, f"upload 'Content-Type '{kind}' not implemented", text=True)
         else:
-            pairs += [(key, value) for key, value in (await request.post()).items() if isinstance(value, str)]
+            # A file's parameter is its name.
+            given = ((key, getattr(value, "filename", value)) for key, value in (await request.post()).items())
+            pairs += [(key, value) for key, value in given if isinstance(value, str)]
     for key, value in pairs:
         if key in found:
             old = found[key]

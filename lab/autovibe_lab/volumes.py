@@ -1,6 +1,7 @@
-"""The node's storages: `local` holds real qcow2 images, `null` empty placeholders of the same names.
+"""The volumes of the node's storages: real qcow2 images on a storage of type `dir`, empty placeholders on `null` and on
+those of every other type.
 
-Work on `local` is done by module `disks`; a volume of `null` is only ever created, renamed and unlinked.
+Work on images is done by module `disks`; a placeholder is only ever created, renamed and unlinked.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ import contextlib
 import re
 import shutil
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from autovibe_lab import disks
 from autovibe_lab.errors import ApiError, TaskError
-from autovibe_lab.paths import LabPaths, VolumeError
-
-CONTENT = {"local": "images,import,iso", "null": "images"}
-
-#: Files that are listed as images and ISOs.
-IMAGES = (".qcow2", ".raw", ".vmdk", ".iso", ".img")
+from autovibe_lab.paths import BLOCK, LabPaths, VolumeError
+from autovibe_lab.storages import Storage, StorageConfig
 
 #: What Proxmox gives a cloud-init drive.
 CLOUDINIT_SIZE = 4 << 20
+
+
+def storage_config(paths: LabPaths) -> StorageConfig:
+    """The storages of a lab: at first `local` and `null`."""
+    builtin = {"local": (paths.shared, "images,import,iso,backup"), "null": (paths.shared / "null", "images")}
+    return StorageConfig(paths.storage_cfg, builtin)
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,11 @@ class Volume:
     size: int
 
 
-def is_null(volid: str) -> bool:
-    return volid.startswith("null:")
-
-
 def base_of(volid: str) -> str | None:
     """The base volume of a linked clone: `local:100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2` → its first half."""
     storage, _, name = volid.partition(":")
+    if block := BLOCK.fullmatch(name):
+        return f"{storage}:{block[1]}" if block[1] else None
     parts = name.split("/")
     return f"{storage}:{parts[0]}/{parts[1]}" if len(parts) == 4 else None
 
@@ -48,28 +48,47 @@ def base_of(volid: str) -> str | None:
 def own_id(volid: str) -> str:
     """The volume without its base: what linked clones of it name as their base."""
     storage, _, name = volid.partition(":")
+    if block := BLOCK.fullmatch(name):
+        return f"{storage}:{block[2]}"
     return f"{storage}:{'/'.join(name.split('/')[-2:])}"
 
 
 def is_base(volid: str) -> bool:
     """The disk of a template."""
-    return volid.rpartition("/")[2].startswith("base-")
+    return re.split(r"[:/]", volid)[-1].startswith("base-")
 
 
 class Storages:
-    """Both storages; with `null`, placeholders stand on `local` too."""
+    """The volumes of one node; with `null`, placeholders stand for all of them."""
 
-    def __init__(self, paths: LabPaths, null: bool = False) -> None:
+    def __init__(self, paths: LabPaths, config: StorageConfig, null: bool = False) -> None:
         self.paths = paths
+        self.config = config
         self.null = null
 
     def is_null(self, volid: str) -> bool:
         """Nothing but a placeholder stands for this volume."""
-        return self.null or is_null(volid)
+        name = volid.partition(":")[0]
+        storage = self.config.all.get(name)
+        return self.null or name == "null" or (storage is not None and storage.type != "dir")
 
-    def check(self, storage: str) -> None:
-        if storage not in CONTENT:
-            raise ApiError(500, f"storage '{storage}' does not exist")
+    def check(self, storage: str) -> Storage:
+        """The storage, or the 500 of one that is not there."""
+        return self.config.get(storage)
+
+    def check_images(self, storage: str) -> None:
+        """The same, and the 500 of one that holds no disks of guests."""
+        if "images" not in self.check(storage).content:
+            raise ApiError(500, f"storage '{storage}' does not support content-type 'images'")
+
+    def can(self, volid: str, feature: str, snapshot: str | None = None) -> bool:
+        """Whether the volume's storage can do this with it, or with a snapshot of it."""
+        storage = self.config.get(volid.partition(":")[0])
+        return storage.can(feature, "snap" if snapshot else "base" if is_base(volid) else "current")
+
+    def volid(self, storage: str, vmid: int, name: str) -> str:
+        """`name` without a format, as this storage writes it."""
+        return f"{storage}:{name}" if self.config.get(storage).kind.block else f"{storage}:{vmid}/{name}.qcow2"
 
     def path(self, volid: str) -> Path:
         try:
@@ -84,12 +103,14 @@ class Storages:
             return False
 
     def free_name(self, storage: str, vmid: int) -> str:
-        """The first `vm-100-disk-N.qcow2` that is not there, counting bases too."""
+        """The first `vm-100-disk-N` that is not there, counting bases too."""
         folder = self.paths.images(vmid, storage)
         taken = {file.name for file in folder.iterdir()} if folder.exists() else set()
-        numbers = {int(match[1]) for name in taken if (match := re.fullmatch(r"(?:vm|base)-\d+-disk-(\d+)\..*", name))}
+        numbers = {
+            int(match[1]) for name in taken if (match := re.fullmatch(r"(?:vm|base)-\d+-disk-(\d+)(?:\..*)?", name))
+        }
         number = next(number for number in range(len(numbers) + 1) if number not in numbers)
-        return f"vm-{vmid}-disk-{number}.qcow2"
+        return f"vm-{vmid}-disk-{number}"
 
     def _placeholder(self, volid: str) -> None:
         path = self.path(volid)
@@ -97,7 +118,7 @@ class Storages:
         path.touch(exist_ok=False)
 
     async def create(self, storage: str, vmid: int, size: int) -> Volume:
-        volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
         if self.is_null(volid):
             self._placeholder(volid)
         else:
@@ -106,7 +127,7 @@ class Storages:
 
     def create_cloudinit(self, storage: str, vmid: int) -> Volume:
         """The drive's name and place; its content is written at each start."""
-        volid = f"{storage}:{vmid}/vm-{vmid}-cloudinit.qcow2"
+        volid = self.volid(storage, vmid, f"vm-{vmid}-cloudinit")
         path = self.path(volid)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -127,7 +148,7 @@ class Storages:
     async def import_image(self, storage: str, vmid: int, source: str) -> Volume:
         path = self.import_source(source)
         size = virtual_size(path)
-        volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
         if self.is_null(volid):
             self._placeholder(volid)
         else:
@@ -136,8 +157,10 @@ class Storages:
 
     async def linked_clone(self, base: str, vmid: int) -> str:
         storage = base.partition(":")[0]
-        name = self.free_name(storage, vmid)
-        volid = f"{own_id(base)}/{vmid}/{name}"
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
+        # LVM-thin does not tell a clone from another volume.
+        if self.config.get(storage).type != "lvmthin":
+            volid = f"{own_id(base)}/{volid.partition(':')[2]}"
         if self.is_null(volid):
             self._placeholder(volid)
         else:
@@ -145,19 +168,19 @@ class Storages:
         return volid
 
     async def full_copy(self, source: str, storage: str, vmid: int, snapshot: str | None) -> str:
-        volid = f"{storage}:{vmid}/{self.free_name(storage, vmid)}"
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
         if self.is_null(volid):
             self._placeholder(volid)
         elif self.is_null(source):
-            raise TaskError(f"clone failed: volume '{source}' of storage 'null' has no content to copy to '{storage}'")
+            raise TaskError(f"clone failed: volume '{source}' is a placeholder without content to copy to '{storage}'")
         else:
             await disks.full_copy(self.path(source), self.path(volid), snapshot)
         return volid
 
     def to_base(self, volid: str) -> str:
         """Rename a disk to a template's: `vm-100-disk-0` → `base-100-disk-0`."""
-        head, slash, name = volid.rpartition("/")
-        renamed = f"{head}{slash}{name.replace('vm-', 'base-', 1)}"
+        head, mark, name = re.fullmatch(r"(.*)([:/])(.*)", volid).groups()
+        renamed = f"{head}{mark}{name.replace('vm-', 'base-', 1)}"
         path = self.path(volid)
         if path.exists():
             path.rename(self.path(renamed))
@@ -172,7 +195,7 @@ class Storages:
 
     def delete_all_of(self, vmid: int) -> None:
         """Delete every volume of the guest, whether a configuration names it or not."""
-        for storage in CONTENT:
+        for storage in self.config.all:
             shutil.rmtree(self.paths.images(vmid, storage), ignore_errors=True)
 
     async def snapshot_create(self, volid: str, name: str) -> None:
@@ -190,45 +213,6 @@ class Storages:
     async def resize(self, volid: str, size: int) -> None:
         if not self.is_null(volid):
             await disks.resize(self.path(volid), size)
-
-    # What the API shows -----------------------------------------------------------------------------------------
-
-    def status(self, storage: str) -> dict:
-        usage = shutil.disk_usage(self.paths.state)
-        found = {"type": "dir", "active": 1, "enabled": 1, "shared": 0, "content": CONTENT[storage]}
-        return found | {"total": usage.total, "used": usage.used, "avail": usage.free}
-
-    def content(self, storage: str, known: Iterable[tuple[str, int]]) -> list[dict]:
-        """Every volume of the storage; `known` are volume ids with their sizes from the guests' configurations."""
-        sizes: dict[str, tuple[str, int]] = {own_id(volid): (volid, size) for volid, size in known}
-        found = [self._image(storage, file, sizes) for file in self.paths.storage(storage).glob("images/*/*.*")]
-        if storage == "local":
-            for kind, folder in (("import", self.paths.imports), ("iso", self.paths.state / "template" / "iso")):
-                found += [
-                    _file(f"local:{kind}/{file.name}", kind, file)
-                    for file in folder.glob("[!.]*")
-                    if file.suffix in IMAGES
-                ]
-        return sorted((entry for entry in found if entry), key=lambda entry: entry["volid"])
-
-    def _image(self, storage: str, file: Path, sizes: dict[str, tuple[str, int]]) -> dict | None:
-        if file.name.startswith("."):
-            return None
-        own = f"{storage}:{file.parent.name}/{file.name}"
-        volid, size = sizes.get(own, (own, 0))
-        base = base_of(volid)
-        entry = _file(volid, "images", file) | {"vmid": int(file.parent.name), "parent": None}
-        if base:
-            entry["parent"] = f"../{base.partition(':')[2]}"
-        if self.is_null(own):
-            entry["size"] = size
-        return entry
-
-
-def _file(volid: str, content: str, file: Path) -> dict:
-    stat = file.stat()
-    found = {"volid": volid, "content": content, "format": file.suffix[1:], "ctime": int(stat.st_mtime)}
-    return found | {"size": virtual_size(file), "used": stat.st_blocks * 512}
 
 
 def virtual_size(path: Path) -> int:

@@ -5,7 +5,10 @@ Paths are a node's, not the lab's: what a client reads in a log is what it would
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+
+from autovibe_lab.paths import BLOCK
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 #: Beside the memory, twice, what Proxmox gives the file that a guest's RAM is saved to.
@@ -17,13 +20,15 @@ COPY_STEP = 8 << 20
 def node_path(volid: str) -> str:
     """Where the volume's file would be on a node."""
     storage, _, name = volid.partition(":")
+    if BLOCK.fullmatch(name):
+        return f"/dev/{storage}/{name.split('/')[-1]}"
     folder = "/var/lib/vz" if storage == "local" else f"/var/lib/vz/{storage}"
     return f"{folder}/images/{'/'.join(name.split('/')[-2:])}"
 
 
 def kind(volid: str) -> str:
     """`qcow2`, `raw`: the format by the volume's name."""
-    return volid.rpartition(".")[2]
+    return "raw" if BLOCK.fullmatch(volid.partition(":")[2]) else volid.rpartition(".")[2]
 
 
 def formatting(volid: str, size: int, backing: str | None = None) -> str:
@@ -41,7 +46,7 @@ def formatting(volid: str, size: int, backing: str | None = None) -> str:
 
 def linking(base: str, volid: str) -> str:
     """What Proxmox says of a linked clone's volume before qemu-img makes it."""
-    name, vmid = volid.rpartition("/")[2], volid.split("/")[-2]
+    name, vmid = re.search(r"([^/:]+)$", volid)[1], re.search(r"vm-(\d+)-", volid)[1]
     return f"clone {base.partition(':')[2]}: images, {name}, {vmid} to {name} (base=../{_own(base)})"
 
 

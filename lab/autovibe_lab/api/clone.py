@@ -24,7 +24,6 @@ from autovibe_lab.node import Machine, Node
 from autovibe_lab.null_programs import Disk
 from autovibe_lab.schema import BOOLEAN, DNS_NAME, NATURAL, POOL, SNAPSHOT, STRING, VMID, Param, opt
 from autovibe_lab.tasks import Task
-from autovibe_lab.volumes import is_base
 
 #: Of the source: never in a clone.
 NOT_CLONED = re.compile(rf"unused\d+|template|parent|{'|'.join(NOT_IN_SNAPSHOTS)}")
@@ -85,7 +84,7 @@ def _request(call: Call) -> Request:
         node.pools.check(call.params["pool"])
     target = _target(call)
     if storage := call.get("storage"):
-        node.storages.check(storage)
+        node.storages.check_images(storage)
         if target and not node.cluster.shares(storage):
             raise ApiError(500, f"can't clone to non-shared storage '{storage}'")
     source, snapshot = call.unlocked(), call.get("snapname")
@@ -93,14 +92,13 @@ def _request(call: Call) -> Request:
         raise ApiError(500, f"snapshot '{snapshot}' does not exist")
     section = source.config.current if snapshot is None else source.config.snapshots[snapshot]
     linked = not call.get("full", not source.is_template)
-    if linked:
-        _check_linked(call, section)
+    _check_feature(call, section, "Linked" if linked else "Full", snapshot)
     check_clone(call, section, storage)
     if newid in node.machines:
         raise ApiError(500, f"unable to create VM {newid}: config file already exists")
     if holder := node.cluster.holder(newid):
         raise ApiError(500, f"VM {newid} already exists on node '{holder.name}'")
-    used = {drive.volid.partition(":")[0] for drive in drives(section) if "/" in drive.volid}
+    used = {drive.volid.partition(":")[0] for drive in drives(section) if drive.has_volume}
     if target and not all(node.cluster.shares(name) for name in used):
         raise ApiError(500, f"can't clone VM to node '{target.name}' (VM uses local storage)")
     name = call.get("name") or f"Copy-of-VM-{section.get('name', vmid)}"
@@ -119,13 +117,15 @@ def _target(call: Call) -> Node | None:
     return call.node.cluster.nodes[name]
 
 
-def _check_linked(call: Call, section: Section) -> None:
+def _check_feature(call: Call, section: Section, way: str, snapshot: str | None) -> None:
+    """Refuse what the storages of the disks cannot do. `way`: `Linked` or `Full`."""
     for name in ("storage", "format"):
-        if name in call.params:
+        if way == "Linked" and name in call.params:
             raise ApiError(500, f"parameter '{name}' not allowed for linked clones")
+    feature = "clone" if way == "Linked" else "copy"
     for drive in drives(section):
-        if drive.is_disk and not is_base(drive.volid):
-            raise ApiError(500, f"Linked clone feature is not supported for '{drive.volid}' ({drive.key})")
+        if drive.is_disk and not call.node.storages.can(drive.volid, feature, snapshot):
+            raise ApiError(500, f"{way} clone feature is not supported for '{drive.volid}' ({drive.key})")
 
 
 @route("POST", "/nodes/{node}/qemu/{vmid}/clone", **CLONE)
@@ -175,7 +175,7 @@ async def _copy(request: Request, target: Machine, copier: Copier) -> None:
     node, current = request.node, request.config()
     mirrored = []
     for drive in drives(current):
-        if not (drive.is_disk or (drive.is_cloudinit and "/" in drive.volid)):
+        if not (drive.is_disk or (drive.is_cloudinit and drive.has_volume)):
             continue
         volid = await copier.drive(drive, linked=request.linked)
         properties = drive.properties | {"file": volid} | ({"size": "4M"} if drive.is_cloudinit else {})

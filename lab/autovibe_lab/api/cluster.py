@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from autovibe_lab import declared
+from autovibe_lab import contents, declared
 from autovibe_lab.api.nodes import VERSION
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import resource
@@ -16,7 +16,6 @@ from autovibe_lab.errors import invalid
 from autovibe_lab.formats import split_list, split_parts
 from autovibe_lab.node import Node
 from autovibe_lab.usercfg import split_token
-from autovibe_lab.volumes import CONTENT
 
 PARTS = (
     "acme backup backup-info ceph config firewall ha jobs log mapping metrics notifications nextid options replication"
@@ -69,7 +68,8 @@ async def resources(call: Call) -> object:
         if kind in (None, "node"):
             found.append(_node(node))
         if kind in (None, "storage"):
-            found += [storage_resource(node, storage) for storage in CONTENT]
+            storages = cluster.storages.all.values()
+            found += [storage_resource(node, storage.id) for storage in storages if storage.on(node.name)]
         if kind in (None, "sdn"):
             sdn = {"type": "sdn", "id": f"sdn/{node.name}/localnetwork", "sdn": "localnetwork", "node": node.name}
             found.append(sdn | {"status": "unknown" if node.name in cluster.offline else "ok"})
@@ -88,12 +88,13 @@ def _node(node: Node) -> dict:
 
 def storage_resource(node: Node, storage: str) -> dict:
     """A storage's line in /cluster/resources and in a pool."""
-    name, shared = node.name, int(node.cluster.shares(storage))
+    configured = node.cluster.storages.get(storage)
+    name, shared = node.name, int(configured.shared or node.cluster.shares(storage))
     entry = {"type": "storage", "id": f"storage/{name}/{storage}", "storage": storage, "node": name, "shared": shared}
-    entry |= {"plugintype": "dir", "content": CONTENT[storage]}
+    entry |= {"plugintype": configured.type, "content": ",".join(configured.content)}
     if name in node.cluster.offline:
         return entry | {"status": "unknown"}
-    status = node.storages.status(storage)
+    status = contents.status(node.storages, storage, name)
     entry["status"] = "available"
     return entry | {"disk": status["used"], "maxdisk": status["total"]}
 

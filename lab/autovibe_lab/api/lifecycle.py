@@ -186,5 +186,10 @@ async def resize(call: Call) -> object:
 
 @route("GET", "/nodes/{node}/qemu/{vmid}/feature")
 async def feature(call: Call) -> object:
-    possible = call.params["feature"] != "clone" or call.machine.is_template
+    config, snapshot, wanted = call.machine.config, call.get("snapname"), str(call.params["feature"])
+    if snapshot is not None and snapshot not in config.snapshots:
+        raise ApiError(500, f"snapshot '{snapshot}' does not exist")
+    section = config.current if snapshot is None else config.snapshots[snapshot]
+    disks = [drive.volid for drive in drives(section) if drive.is_disk]
+    possible = all(call.node.storages.can(volid, wanted, snapshot) for volid in disks)
     return {"hasFeature": int(possible), "nodes": [call.node.name]}

@@ -57,11 +57,11 @@ async def start_guest(node: Node, machine: Machine, log: edit.Log, vmstate: str 
 
 async def _prepare_drives(node: Node, machine: Machine, log: edit.Log) -> None:
     for drive in drives(machine.config.current):
-        if drive.is_cloudinit and "/" in drive.volid:
+        if drive.is_cloudinit and drive.has_volume:
             log("generating cloud-init ISO")
             if not machine.is_null:
                 await write_drive(machine.config.current, machine.vmid, node.storages.path(drive.volid))
-        elif not machine.is_null and "/" in drive.volid and not node.storages.exists(drive.volid):
+        elif not machine.is_null and drive.has_volume and not node.storages.exists(drive.volid):
             raise TaskError(f"volume '{drive.volid}' does not exist")
 
 

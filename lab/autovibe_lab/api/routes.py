@@ -6,6 +6,8 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+from aiohttp.web import FileField
+
 from autovibe_lab import declared
 from autovibe_lab.errors import ApiError
 from autovibe_lab.node import Machine, Node
@@ -20,6 +22,8 @@ class Call:
     node: Node
     user: str
     params: dict[str, object]
+    #: The file that came with the call, where it is one that takes one.
+    upload: FileField | None = None
 
     @property
     def machine(self) -> Machine:

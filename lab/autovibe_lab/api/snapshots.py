@@ -8,7 +8,7 @@ import uuid
 
 from autovibe_lab.api.power import start_guest, stop_guest
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.config import Section, drives, snapshot_of, split_properties
+from autovibe_lab.config import Section, drives, owned_volumes, snapshot_of, split_properties
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
 from autovibe_lab.guest import GuestError, NullGuest
@@ -55,6 +55,8 @@ async def create(call: Call) -> object:
                 raise TaskError("you can't take a snapshot if it's a template")
             if name in machine.config.snapshots:
                 raise TaskError(f"snapshot name '{name}' already used")
+            if not _possible(node, machine.config.current):
+                raise TaskError("snapshot feature is not available")
             _prepare(node, machine, name, call)
         try:
             await node.spend(machine, "snapshot", copy=_state_size(machine, name))
@@ -93,6 +95,10 @@ def _state_size(machine: Machine, name: str) -> int:
     if "vmstate" not in machine.config.snapshots[name]:
         return 0
     return int(split_properties(machine.config.current.get("memory", "512"), "current")["current"]) << 20
+
+
+def _possible(node: Node, section: Section) -> bool:
+    return all(node.storages.can(drive.volid, "snapshot") for drive in drives(section) if drive.is_disk)
 
 
 def _unlock(node: Node, machine: Machine) -> None:
@@ -204,6 +210,7 @@ async def rollback(call: Call) -> object:
             section = _existing(machine, name)
             if "snapstate" in section:
                 raise TaskError(f"unable to rollback to incomplete snapshot (snapstate = {section['snapstate']})")
+            _check_newest(node, machine, name)
             machine.config.current["lock"] = "rollback"
             node.save(machine)
             await node.spend(machine, "rollback")
@@ -221,6 +228,19 @@ async def rollback(call: Call) -> object:
                 await start_guest(node, machine, task.log, name if "vmstate" in section else None)
 
     return call.task("qmrollback", work)
+
+
+def _check_newest(node: Node, machine: Machine, name: str) -> None:
+    """Some storages can only go back to a disk's newest snapshot."""
+    times = {other: int(section.get("snaptime", "0")) for other, section in machine.config.snapshots.items()}
+    order = list(times)
+    for drive in drives(machine.config.snapshots[name]):
+        storage = node.storages.config.all.get(drive.volid.partition(":")[0])
+        if not drive.is_disk or storage is None or storage.kind.rollback_past:
+            continue
+        newer = [other for other in order if (times[other], order.index(other)) > (times[name], order.index(name))]
+        if any(drive.volid in owned_volumes(machine.config.snapshots[other]) for other in newer):
+            raise TaskError(f"can't rollback, '{name}' is not most recent snapshot on '{drive.volid}'")
 
 
 def _restore(node: Node, machine: Machine, name: str, section: Section) -> None:

@@ -1,96 +1,102 @@
-"""/storage and /nodes/N/storage: the storages and their volumes."""
+"""/storage and /nodes/N/storage: which storages there are, and how full."""
 
 from __future__ import annotations
 
+import re
+
+from autovibe_lab import contents
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.errors import ApiError, TaskError, invalid
-from autovibe_lab.paths import VolumeError
-from autovibe_lab.schema import BOOLEAN, NATURAL, STRING, VMID, opt
-from autovibe_lab.tasks import Task
-from autovibe_lab.volumes import CONTENT, virtual_size
+from autovibe_lab.errors import ApiError, invalid
+from autovibe_lab.storages import KINDS, SECRET, Storage
+
+#: Parameters of these calls that are no options of the storage.
+CONTROL = ("storage", "type", "delete", "digest")
+FLAGS = ("disable", "shared", "mkdir", "create-base-path", "create-subdirs", "sparse", "saferemove", "tagged_only")
+FLAGS += ("skip-cert-verification", "fuse", "krbd", "nocow", "nowritecache")
 
 
-@route("GET", "/storage", type=opt(STRING))
+def _settings(call: Call) -> dict[str, str]:
+    found = {name: value for name, value in call.params.items() if name not in CONTROL}
+    return {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in found.items()}
+
+
+def _configured(storage: Storage, digest: str) -> dict:
+    shown = {name: value for name, value in storage.options.items() if name not in SECRET}
+    numbers = {name: int(value) for name, value in shown.items() if name in FLAGS}
+    return shown | numbers | {"storage": storage.id, "type": storage.type, "digest": digest}
+
+
+@route("GET", "/storage")
 async def configured(call: Call) -> object:
-    return [_configured(call, storage) for storage in CONTENT]
+    config = call.node.storages.config
+    found = [storage for storage in config.all.values() if call.get("type", storage.type) == storage.type]
+    return [_configured(storage, config.digest()) for storage in found]
+
+
+@route("POST", "/storage")
+async def create(call: Call) -> object:
+    name, kind = str(call.params["storage"]), str(call.params["type"])
+    storages = call.node.storages
+    storages.config.add(name, kind, _settings(call))
+    # What all nodes share is in a folder of the first one's.
+    base = storages.paths.shared if KINDS[kind].shared or call.get("shared") else storages.paths.state
+    (base / "storage" / name).mkdir(parents=True, exist_ok=True)
+    return {"storage": name, "type": kind}
 
 
 @route("GET", "/storage/{storage}")
 async def configuration(call: Call) -> object:
-    call.node.storages.check(call.params["storage"])
-    return _configured(call, call.params["storage"])
+    config = call.node.storages.config
+    return _configured(config.get(str(call.params["storage"])), config.digest())
 
 
-def _configured(call: Call, storage: str) -> dict:
-    path = str(call.node.paths.storage(storage))
-    return {"storage": storage, "type": "dir", "content": CONTENT[storage], "path": path}
+@route("PUT", "/storage/{storage}")
+async def change(call: Call) -> object:
+    config, name = call.node.storages.config, str(call.params["storage"])
+    if call.get("digest", config.digest()) != config.digest():
+        said = "detected modified configuration - file changed by other user? Try again."
+        raise ApiError(500, f"update storage failed: {said}")
+    config.change(name, _settings(call), re.findall(r"[^,; ]+", str(call.get("delete", ""))))
+    return {"storage": name, "type": config.get(name).type}
 
 
-@route("GET", "/nodes/{node}/storage", content=opt(STRING), storage=opt(STRING), enabled=opt(BOOLEAN))
+@route("DELETE", "/storage/{storage}")
+async def delete(call: Call) -> None:
+    """Only the configuration: what is on the storage stays there, as with Proxmox."""
+    call.node.storages.config.remove(str(call.params["storage"]))
+
+
+@route("GET", "/nodes/{node}/storage")
 async def listing(call: Call) -> object:
-    wanted = call.get("content", "").split(",") if "content" in call.params else []
-    found = []
-    for storage in CONTENT:
-        if all(kind in CONTENT[storage].split(",") for kind in wanted) and call.get("storage", storage) == storage:
-            status = call.node.storages.status(storage)
-            found.append(status | {"storage": storage, "used_fraction": status["used"] / max(status["total"], 1)})
+    wanted = set(re.findall(r"[^,; ]+", str(call.get("content", ""))))
+    storages, found = call.node.storages, []
+    for storage in storages.config.all.values():
+        if call.get("storage", storage.id) != storage.id or not storage.on(call.node.name):
+            continue
+        if wanted - set(storage.content) or (call.get("enabled") and not storage.enabled):
+            continue
+        entry = contents.status(storages, storage.id, call.node.name) | {"storage": storage.id}
+        entry["used_fraction"] = entry["used"] / max(entry["total"], 1)
+        found.append(entry | (_formats(storage) if call.get("format") else {}))
     return found
+
+
+def _formats(storage: Storage) -> dict:
+    if storage.kind.block:
+        return {"formats": {"supported": ["raw"], "default": "raw"}, "select_existing": 0}
+    return {"formats": {"supported": ["raw", "qcow2", "vmdk", "subvol"], "default": "raw"}, "select_existing": 0}
+
+
+@route("GET", "/nodes/{node}/storage/{storage}")
+async def index(call: Call) -> object:
+    call.node.storages.check(str(call.params["storage"]))
+    names = ("content", "upload", "download-url", "file-restore", "prunebackups", "rrd", "rrddata", "status")
+    return [{"subdir": name} for name in names]
 
 
 @route("GET", "/nodes/{node}/storage/{storage}/status")
 async def status(call: Call) -> object:
-    if call.params["storage"] not in CONTENT:
+    name = str(call.params["storage"])
+    if name not in call.node.storages.config.all:
         raise invalid(storage="No such storage.")
-    return call.node.storages.status(call.params["storage"])
-
-
-@route("GET", "/nodes/{node}/storage/{storage}/content", content=opt(STRING), vmid=opt(VMID))
-async def content(call: Call) -> object:
-    storage = call.params["storage"]
-    call.node.storages.check(storage)
-    return [
-        entry
-        for entry in call.node.storages.content(storage, call.node.volumes())
-        if call.get("content", entry["content"]) == entry["content"]
-        # An import image belongs to no guest and is listed for every one.
-        and call.get("vmid", entry.get("vmid")) in (entry.get("vmid"), None)
-        or ("vmid" in call.params and entry["content"] == "import" and "content" not in call.params)
-    ]
-
-
-def _volid(call: Call) -> str:
-    volume, storage = call.params["volume"], call.params["storage"]
-    return volume if ":" in volume else f"{storage}:{volume}"
-
-
-@route("GET", "/nodes/{node}/storage/{storage}/content/{volume*}")
-async def volume(call: Call) -> object:
-    call.node.storages.check(call.params["storage"])
-    volid = _volid(call)
-    try:
-        path = call.node.paths.volume(volid)
-    except VolumeError as error:
-        raise ApiError(500, str(error)) from None
-    if not path.exists():
-        raise ApiError(500, f"volume_size_info on '{volid}' failed")
-    size = dict(call.node.volumes()).get(volid) or virtual_size(path)
-    return {"path": str(path), "format": path.suffix[1:], "size": size, "used": path.stat().st_blocks * 512}
-
-
-@route("DELETE", "/nodes/{node}/storage/{storage}/content/{volume*}", delay=opt(NATURAL))
-async def delete(call: Call) -> object:
-    call.node.storages.check(call.params["storage"])
-    volid = _volid(call)
-
-    async def work(task: Task) -> None:
-        name = volid.partition(":")[2]
-        if call.node.linked_clones_of(volid):
-            raise TaskError(f"base volume '{name}' is still in use by linked clones")
-        path = call.node.storages.path(volid)
-        if not path.exists():
-            task.log(f"disk image '{path}' does not exist")
-        call.node.storages.delete(volid)
-        task.log(f"Removed volume '{volid}'")
-
-    owner = volid.partition(":")[2].split("/")[-2]
-    return call.task("imgdel", work, id=f"{owner}@{call.params['storage']}")
+    return contents.status(call.node.storages, name, call.node.name)
