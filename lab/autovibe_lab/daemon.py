@@ -24,7 +24,6 @@ from autovibe_lab.model import server as model
 from autovibe_lab.node import BRIDGES, Node
 from autovibe_lab.paths import LabPaths, Network
 from autovibe_lab.server import Server
-from autovibe_lab.volumes import CONTENT
 
 HOST = "127.0.0.1"
 DEFAULT_PORT, DEFAULT_HUB_PORT = 18006, 18000
@@ -68,7 +67,7 @@ class Lab:
             name = f"pve{number}"
             Node(self.paths.of_node(name), network, name=name, cluster=self.node.cluster, **shared)
         self.nodes = list(self.node.cluster.nodes.values())
-        site.prepare(self.node.access, settings.site, CONTENT, BRIDGES)
+        site.prepare(self.node.access, settings.site, self.node.storages.config.all, BRIDGES)
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)
         self.server = Server(self.node, self.secrets)
