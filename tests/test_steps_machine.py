@@ -20,7 +20,7 @@ CREATE = {
     "gateway": "192.168.100.1",
     "ciuser": "admin",
     "cipassword": "planted-password",
-    "sshkeys": "ssh-ed25519 AA+/= x@y\n",
+    "sshkeys": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGnkWVwLx6EGauHikBinrv/HntxNn+s3udanHuNR8yD6 x@y\n",
     "nameservers": ["192.168.100.2", "192.168.100.3"],
     "searchdomain": "example.net",
     "smbios": {"serial": "one", "manufacturer": "somebody"},

@@ -6,7 +6,7 @@ import re
 
 from autovibe_lab import edit, options
 from autovibe_lab.api.guest_permits import check_change
-from autovibe_lab.api.lifecycle import config_text
+from autovibe_lab.api.lifecycle import given_options
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.cloudinit import files
 from autovibe_lab.config import NETS
@@ -60,7 +60,7 @@ async def pending(call: Call) -> object:
 def _check(call: Call) -> dict[str, str]:
     """What is to be set; everything that can be refused before anything is changed is refused here."""
     call.root_only("skiplock")
-    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
+    given = given_options(call)
     machine, config = call.machine, call.machine.config
     deleted = _names(call, "delete")
     if not given and not deleted and not _names(call, "revert"):
@@ -165,8 +165,14 @@ CLOUDINIT = re.compile(r"ci(user|password|type|custom|upgrade)|sshkeys|nameserve
 
 @route("GET", "/nodes/{node}/qemu/{vmid}/cloudinit")
 async def cloudinit(call: Call) -> object:
+    """What the drive is made of; an address only of a network device that is there."""
     section = options.shown(call.machine.config.current)
-    return [{"key": name, "value": value} for name, value in section.items() if CLOUDINIT.fullmatch(name)]
+    found = []
+    for name, value in section.items():
+        device = name.replace("ipconfig", "net")
+        if CLOUDINIT.fullmatch(name) and (device == name or device in section):
+            found.append({"key": name, "value": value})
+    return found
 
 
 @route("PUT", "/nodes/{node}/qemu/{vmid}/cloudinit")

@@ -11,13 +11,29 @@ from autovibe_lab.api.show import summary
 from autovibe_lab.config import Drive, drives, format_size, owned_volumes
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
+from autovibe_lab.passwords import sha256_crypt, valid_ssh_keys
 from autovibe_lab.tasks import Task
 from autovibe_lab.volumes import is_base
+
+PARTS = (
+    "config cloudinit pending status unlink vncproxy termproxy migrate resize move rrd rrddata monitor agent snapshot"
+    " spiceproxy sendkey firewall mtunnel remote_migrate"
+)
 
 
 def config_text(value: object) -> str:
     """A checked parameter as it stands in a configuration file."""
     return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def given_options(call: Call) -> dict[str, str]:
+    """The machine's options that a call gives, as they stand in a configuration file: a password is hashed."""
+    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
+    if not valid_ssh_keys(given.get("sshkeys", "")):
+        raise ApiError(500, "SSH public key validation error")
+    if given.get("cipassword"):
+        given["cipassword"] = sha256_crypt(given["cipassword"])
+    return given
 
 
 @route("GET", "/nodes/{node}/qemu")
@@ -28,13 +44,13 @@ async def listing(call: Call) -> object:
 @route("GET", "/nodes/{node}/qemu/{vmid}")
 async def index(call: Call) -> object:
     assert call.machine
-    return [{"subdir": name} for name in ("config", "pending", "status", "agent", "snapshot", "clone", "resize")]
+    return [{"subdir": name} for name in PARTS.split()]
 
 
 @route("POST", "/nodes/{node}/qemu")
 async def create(call: Call) -> object:
     node, vmid = call.node, call.params["vmid"]
-    given = {name: config_text(value) for name, value in call.params.items() if options.known(name)}
+    given = given_options(call)
     check_create(call, given)
     if "archive" in call.params:
         raise ApiError(500, f"volume '{call.params['archive']}' does not exist")

@@ -19,6 +19,7 @@ MADE_UP = re.compile(
     r"|(?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)"
     r"|(?P<address>\b(?:10\.77\.0\.1|127\.0\.0\.1)\b)"
     r"|(?P<upload>pveupload-[0-9a-f]+)"
+    r"|(?P<password>\$5\$[^\s$]+\$[^\s$]+)"
     r"|(?P<digest>\b[0-9a-f]{40}\b)"
 )
 #: Keys whose values are measured, count time or are made up: types only.

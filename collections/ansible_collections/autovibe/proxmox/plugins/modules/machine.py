@@ -245,7 +245,7 @@ EXAMPLES = r"""
       tag: 20
       rate: 50
     ciuser: admin
-    sshkeys: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ admin@example.net
+    sshkeys: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGnkWVwLx6EGauHikBinrv/HntxNn+s3udanHuNR8yD6 admin@example.net
     ip: 192.168.100.12/24
     gateway: 192.168.100.1
     nameservers: [192.168.100.2]
