@@ -32,8 +32,13 @@ WAITERS_SECONDS = 5.0
 
 def folder() -> str | None:
     """The private folder; None when there is none that is safe to use."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    path = os.path.join(base or tempfile.gettempdir(), f"autovibe-proxmox-{os.getuid()}")
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+        if base and os.path.isdir(base):
+            return _private_folder(os.path.join(base, f"autovibe-proxmox-{os.getuid()}"))
+    return None
+
+
+def _private_folder(path: str) -> str | None:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
@@ -117,7 +122,7 @@ class Shared:
             return
         path = self._path("tasks")
         with contextlib.suppress(OSError):
-            with open(f"{path}.{os.getpid()}", "w", encoding="utf-8", opener=_private) as file:
+            with open(f"{path}.{os.getpid()}", "w", encoding="utf-8", opener=_opened) as file:
                 json.dump(found, file)
             os.replace(file.name, path)
 
@@ -129,7 +134,7 @@ class Shared:
         if self._folder is None:
             return None
         try:
-            file = open(self._path(what), "w", encoding="utf-8", opener=_private)  # noqa: SIM115
+            file = open(self._path(what), "w", encoding="utf-8", opener=_opened)  # noqa: SIM115
         except OSError:
             return None
         try:
@@ -142,5 +147,5 @@ class Shared:
         return file
 
 
-def _private(path: str, flags: int) -> int:
+def _opened(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
