@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -92,6 +93,7 @@ class Client:
         self._session: requests.Session | None = None
         self._base = ""
         self._has_answered = False
+        self._date: tuple[str, float] | None = None
 
     def get(self, path: str, **params: Any) -> Any:
         for left in waits(RECONNECT_SECONDS, longest=2.0):
@@ -112,6 +114,16 @@ class Client:
     def delete(self, path: str, **params: Any) -> Any:
         return self._call("DELETE", path, params=params)
 
+    def clock_ahead(self) -> float:
+        """Seconds that the server's clock is ahead of ours, by the last answer's date; within its precision, none."""
+        if self._date is None or not self._date[0]:
+            return 0.0
+        try:
+            ahead = parsedate_to_datetime(self._date[0]).timestamp() - self._date[1]
+        except ValueError:
+            return 0.0
+        return ahead if abs(ahead) > 1.5 else 0.0
+
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
@@ -126,6 +138,7 @@ class Client:
                     raise
             else:
                 self._has_answered = True
+                self._date = (response.headers.get("Date", ""), time.time())
                 return self._data(method, path, response)
         raise AssertionError("waits() ends with left <= 0")
 

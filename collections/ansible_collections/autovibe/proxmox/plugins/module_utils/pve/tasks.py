@@ -18,6 +18,8 @@ from .errors import PveError, TaskFailed, TaskTimeout
 from .shared import WAITERS_SECONDS, Shared
 
 LOG_LINES = 20
+#: When this run began: Ansible imports this in the process that then forks one for each host and task.
+RUN_BEGAN = time.time()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,19 @@ class Tasks:
 
     def settle(self, *, vmid: int) -> bool:
         """Waits for whatever is under way for a VM, however it ends; True when there was something."""
-        upids = self.active(vmid=vmid)
+        return self._settled(self.active(vmid=vmid))
+
+    def settle_earlier(self, *, vmid: int, kind: str) -> bool:
+        """Waits for what an earlier run has left under way for a VM; True when there was something.
+
+        Of a run that was broken off, nobody else knows: a clone under way shows neither its name nor its identity.
+        """
+        before = int(RUN_BEGAN + self.client.clock_ahead())
+        return self._settled(
+            [upid for upid in self.active(vmid=vmid, kind=kind) if Upid.parse(upid).starttime < before]
+        )
+
+    def _settled(self, upids: list[str]) -> bool:
         for upid in upids:
             try:
                 self.wait(upid)
