@@ -123,7 +123,10 @@ options:
     type: bool
     default: false
   addresses:
-    description: The addresses of each running VM as its guest agent tells them, too; one more call for each.
+    description:
+      - The addresses of each running VM as its guest agent tells them, too; one more call for each.
+      - None where no agent answers, or where the user may not ask it (VM.Monitor, from Proxmox VE 9 on
+        VM.GuestAgent.Audit).
     type: bool
     default: false
   at_once:
