@@ -20,6 +20,7 @@ from aiohttp import web
 from autovibe_lab import site, tls
 from autovibe_lab.auth import Secrets, kept
 from autovibe_lab.latency import PROFILES, Delays
+from autovibe_lab.listener import Listener
 from autovibe_lab.model import server as model
 from autovibe_lab.node import BRIDGES, Node
 from autovibe_lab.paths import LabPaths, Network
@@ -77,6 +78,7 @@ class Lab:
             access_log=None,
             shutdown_timeout=1,
         )
+        self.listener: Listener | None = None
         self.port = settings.port
 
     async def start(self) -> None:
@@ -85,9 +87,8 @@ class Lab:
             await node.adopt()
         await self._start_model()
         await self.runner.setup()
-        listener = web.TCPSite(self.runner, HOST, self.settings.port, ssl_context=tls.context(self.paths.state))
-        await listener.start()
-        self.port = self.runner.addresses[0][1]
+        self.listener = Listener(self.runner.server, tls.context(self.paths.state))
+        self.port = self.listener.start(HOST, self.settings.port)
         endpoint = {"host": HOST, "port": self.port, "node": self.node.name, "hub_port": self.settings.hub_port}
         endpoint |= {"pid": os.getpid(), "accel": self.settings.accel}
         endpoint["nodes"] = [node.name for node in self.nodes]
@@ -105,6 +106,8 @@ class Lab:
         for node in self.nodes:
             await node.close()
         await self.model.cleanup()
+        if self.listener:
+            await self.listener.close()
         await self.runner.cleanup()
 
 

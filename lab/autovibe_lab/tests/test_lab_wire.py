@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -163,3 +164,38 @@ def test_only_root_may_set_args(client, raw):
     assert raw("PUT", "/nodes/pve1/qemu/100/config", data={"args": "-foo"}).reason == "only root can set 'args' config"
     refused = raw("DELETE", "/nodes/pve1/qemu/100", params={"skiplock": 1})
     assert refused.json()["errors"] == {"skiplock": "Only root may use this option."}
+
+
+def test_plain_http_is_sent_to_https(lab):
+    address = lab.url.removeprefix("https")
+    session = requests.Session()
+    session.trust_env = False
+    response = session.get(f"http{address}/api2/json/version", allow_redirects=False, timeout=30)
+    assert (response.status_code, response.reason) == (301, "Moved Permanently")
+    assert response.headers["Location"] == f"{lab.url}/api2/json/version"
+
+
+def test_a_client_that_says_nothing_holds_nobody_up(lab, raw):
+    with socket.create_connection(("127.0.0.1", lab.lab.port)):
+        assert raw("GET", "/version").status_code == 200
+
+
+def test_the_form_for_the_web_interface_is_always_a_200(raw):
+    url = f"{raw.lab.url}/api2/extjs/cluster/nextid"
+    refused = raw.session.get(url, params={"vmid": 99}, verify=raw.certificate, timeout=30)
+    assert refused.status_code == 200
+    assert refused.json() | {"errors": {}} == {
+        "data": None,
+        "success": 0,
+        "status": "400",
+        "message": "Parameter verification failed.\n",
+        "errors": {},
+    }
+    fine = raw.session.get(url, verify=raw.certificate, timeout=30)
+    assert fine.json() == {"data": "100", "success": 1}
+
+
+def test_a_body_that_is_no_json_is_told_as_perl_tells_it(raw):
+    broken = raw("POST", "/nodes/pve1/qemu", data='{"vmid": ', headers={"Content-Type": "application/json"})
+    said = "malformed JSON string, neither tag, array, object, number, string or atom, at character offset 9"
+    assert (broken.status_code, broken.text.partition(" (before")[0]) == (500, said)
