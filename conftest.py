@@ -1,4 +1,4 @@
-"""For all tests: a slow or noisy machine is no reason to fail, and being told to stop is none to leave things behind."""
+"""For all tests: a slow machine is no reason to fail, and being told to stop is none to leave things behind."""
 
 import signal
 
