@@ -18,7 +18,8 @@ EXTENSIONS = {
     "import": (r".+\.(ova|ovf|qcow2|raw|vmdk)", "import"),
     "snippets": (r".+", "snippets"),
 }
-ARCHIVE = re.compile(r"vzdump-(qemu|lxc|openvz)-(\d+)-(\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d)\.((?:vma|tar|tgz)(?:\.\w+)?)")
+STAMP = r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d"
+ARCHIVE = re.compile(rf"vzdump-(qemu|lxc|openvz)-(\d+)-({STAMP})\.((?:vma|tar|tgz)(?:\.(?:gz|lzo|zst|bz2))?)")
 #: Kept beside an archive.
 NOTES, PROTECTED, VERIFIED = ".notes", ".protected", ".verify"
 

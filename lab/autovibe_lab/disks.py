@@ -42,9 +42,10 @@ async def linked_clone(base: Path, target: Path, format: str | None = None) -> N
     await _make(target, "create", "-q", "-f", "qcow2", *options, "{target}")
 
 
-async def full_copy(source: Path, target: Path, snapshot: str | None = None) -> None:
+async def full_copy(source: Path, target: Path, snapshot: str | None = None, *, compress: bool = False) -> None:
     """An image of its own with the content of `source`, or of one of its snapshots."""
     options = ("-l", f"snapshot.name={snapshot}") if snapshot else ()
+    options += ("-c",) if compress else ()
     # -U: a running guest holds the lock of its disk.
     await _make(target, "convert", "-q", "-U", "-O", "qcow2", *options, str(source), "{target}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -87,6 +88,7 @@ class Node:
         self.tasks = Tasks(self.name, self.paths.tasks)
         self._storage_locks: dict[str, StorageLock] = {}
         self._config_locks: dict[int, ConfigLock] = {}
+        self.backup_lock = asyncio.Lock()
         self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version), storage_config(self.paths))
         self.storages = Storages(self.paths, self.cluster.storages, self.null_guests)
         self.cluster.nodes[self.name] = self

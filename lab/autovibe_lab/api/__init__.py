@@ -3,6 +3,7 @@
 from autovibe_lab.api import (
     access,
     agent,
+    backup,
     clone,
     cluster,
     configure,
@@ -21,6 +22,7 @@ from autovibe_lab.api import (
 __all__ = [
     "access",
     "agent",
+    "backup",
     "clone",
     "cluster",
     "configure",

@@ -6,6 +6,7 @@ import time
 
 from autovibe_lab import edit, options
 from autovibe_lab.api.guest_permits import check_create
+from autovibe_lab.api.restore import restore
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import summary
 from autovibe_lab.config import Drive, drives, format_size, owned_volumes
@@ -53,7 +54,7 @@ async def create(call: Call) -> object:
     given = given_options(call)
     check_create(call, given)
     if "archive" in call.params:
-        raise ApiError(500, f"volume '{call.params['archive']}' does not exist")
+        return restore(call, given)
     edit.check_storages(node, given)
     if holder := node.cluster.holder(vmid):
         raise ApiError(500, f"unable to create VM {vmid} - VM {vmid} already exists on node '{holder.name}'")
