@@ -108,7 +108,9 @@ class Backups:
         return None if old else newest
 
     def _made(self, vmid: int, wanted: Backup, listed: list[dict[str, Any]], check: bool) -> Change:
-        new = {"volid": NEW, "ctime": int(time.time()), "vmid": vmid, "protected": wanted.protected or False}
+        # The newest of all, also by a node's clock that is ahead of ours.
+        at = max([int(time.time()), *(int(one["ctime"]) + 1 for one in listed)])
+        new = {"volid": NEW, "ctime": at, "vmid": vmid, "protected": wanted.protected or False}
         goes = goners([*listed, new], wanted.keep)
         before = {"backups": [one["volid"] for one in listed]}
         after = {"backups": [name for name in [*before["backups"], NEW] if name not in goes]}
