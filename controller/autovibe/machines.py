@@ -259,7 +259,7 @@ def spawn_variables(
     """The host variables that say what the VM is like."""
     slot = slots.acquire(session, settings, machine.uuid)
     found = variables(machine) | {
-        "machine_tags": [],
+        "machine_tags": tags(session.get_one(Project, machine.project_uuid), machine.machine_type),
         "machine_cores": machine.resource_constraints["cores"],
         "machine_memory": machine.resource_constraints["memory"],
         "machine_mac": slot.mac,
@@ -267,6 +267,12 @@ def spawn_variables(
         "machine_start": True,
     }
     return found | {"machine_source": source} if source else found
+
+
+def tags(project: Project, machine_type: str) -> list[str]:
+    """Tags that people, the inventory plugin and `usage_info` find a project's VMs by; `[a-z0-9_.-]` on Proxmox."""
+    slug = re.sub(r"[^a-z0-9_.]+", "-", project.name.lower()).strip("-.") or project.uuid.hex
+    return [f"project-{slug}", f"type-{machine_type}"]
 
 
 def say(session: Session, machine_uuid: UUID, message: str, kind: str = "system") -> None:

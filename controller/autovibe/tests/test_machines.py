@@ -1,6 +1,7 @@
 """A machine's life in the database: what is asked for, and what follows when an operation ends."""
 
 import ipaddress
+from uuid import uuid4
 
 import pytest
 from autovibe import checkpoints, db, errors, lookup, machines, operations, slots, templates
@@ -261,3 +262,15 @@ def test_a_new_version_of_a_template_retires_the_old_one(session, spawn):
     first = spawn()
     assert checkpoints.find(session, first.parent_checkpoint_uuid).vm_id == 9001
     assert session.query(Machine).count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("Demo", "project-demo"), ("My shop: v2!", "project-my-shop-v2"), ("a.b", "project-a.b")]
+)
+def test_a_vm_is_tagged_with_its_project_and_type(name, tag):
+    assert machines.tags(Project(name=name, uuid=uuid4()), "claude_code") == [tag, "type-claude_code"]
+
+
+def test_a_project_whose_name_has_no_letter_for_a_tag_is_tagged_by_its_id():
+    uuid = uuid4()
+    assert machines.tags(Project(name="项目", uuid=uuid), "command")[0] == f"project-{uuid.hex}"
