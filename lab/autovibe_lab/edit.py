@@ -110,7 +110,16 @@ def delete_option(node: Node, machine: Machine, name: str) -> None:
             node.storages.delete(drive.volid)
         elif drive.is_disk:
             set_unused(current, drive.volid)
+        _forget_boot(current, name)
     del current[name]
+
+
+def _forget_boot(current: Section, name: str) -> None:
+    """What is gone is not booted from."""
+    order = current.get("boot", "")
+    if order.startswith("order=") and name in (rest := order.removeprefix("order=").split(";")):
+        left = ";".join(key for key in rest if key != name)
+        current["boot"] = f"order={left}" if left else " "
 
 
 async def set_option(node: Node, machine: Machine, name: str, value: str, log: Log) -> None:

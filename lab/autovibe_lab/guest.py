@@ -80,6 +80,8 @@ class Guest(Protocol):
     """A virtual machine as the node sees it. `config` is the current section of its configuration file."""
 
     vmid: int
+    #: The number of its process, while it runs.
+    pid: int
 
     async def start(self, config: dict[str, str]) -> None:
         """Start it; returns once it runs. `vmstate` in the config names a snapshot with RAM to resume from
@@ -145,6 +147,7 @@ class NullGuest:
 
     def __init__(self, vmid: int, bare: bool = False) -> None:
         self.vmid = vmid
+        self.pid = 100_000 + vmid
         self.bare = bare
         self.disk = Disk()
         self.snapshots: dict[str, Disk] = {}

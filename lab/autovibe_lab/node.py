@@ -54,6 +54,13 @@ class Machine:
     def running(self) -> bool:
         return self.guest is not None and self.guest.running()
 
+    @property
+    def qmpstatus(self) -> str:
+        """What QEMU says that a running guest does."""
+        if self.paused:
+            return "prelaunch" if self.config.current.get("lock") == "backup" else "paused"
+        return "running"
+
     def locked(self) -> str | None:
         """Proxmox's message when another operation has locked the configuration, else None."""
         lock = self.config.current.get("lock")

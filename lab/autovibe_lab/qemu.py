@@ -112,6 +112,10 @@ class QemuGuest:
         await self._forget()
         return True
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
     def running(self) -> bool:
         return self._process is not None and not self._process.exited.is_set()
 

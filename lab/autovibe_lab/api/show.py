@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 
-from autovibe_lab.config import boot_disk, split_properties
+from autovibe_lab.config import NETS, boot_disk, drives, split_properties
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.options import agent_enabled
 
@@ -12,7 +13,7 @@ from autovibe_lab.options import agent_enabled
 def summary(machine: Machine) -> dict:
     """A line of …/qemu."""
     current, running = machine.config.current, machine.running()
-    disk = boot_disk(current)
+    disk = None if current.get("boot") == " " else boot_disk(current)
     entry: dict[str, object] = {
         "vmid": machine.vmid,
         "name": machine.name,
@@ -22,27 +23,61 @@ def summary(machine: Machine) -> dict:
         "maxdisk": disk.size if disk else 0,
         "uptime": max(int(time.time() - machine.started), 1) if running else 0,
     }
-    entry |= dict.fromkeys(("cpu", "mem", "disk", "netin", "netout", "diskread", "diskwrite"), 0)
+    entry |= dict.fromkeys(("cpu", "mem", "disk", "netin", "netout"), 0)
     if machine.is_template:
         entry["template"] = 1
+    if any(re.fullmatch(r"serial\d", key) for key in current):
+        entry["serial"] = 1
+    if running:
+        entry["pid"] = machine.guest.pid
     entry |= {name: current[name] for name in ("tags", "lock") if current.get(name)}
     return entry
 
 
+TRAFFIC = ("diskread", "diskwrite")
+#: What QEMU counts of a drive.
+COUNTED = [f"{state}_{what}_operations" for state in ("failed", "invalid") for what in ("rd", "wr", "unmap", "flush")]
+COUNTED += [f"{what}_{unit}" for what in ("rd", "wr", "unmap") for unit in ("operations", "bytes", "merged")]
+COUNTED += [f"{what}_total_time_ns" for what in ("rd", "wr", "unmap", "flush")]
+COUNTED += ["flush_operations", "wr_highest_offset"]
+SUPPORT = ("pbs-dirty-bitmap", "pbs-dirty-bitmap-migration", "pbs-dirty-bitmap-savevm", "pbs-masterkey")
+SUPPORT += ("query-bitmap-info", "backup-max-workers")
+
+
 def status(machine: Machine) -> dict:
     """The answer of …/status/current."""
-    entry = summary(machine) | {"ha": {"managed": 0}}
-    entry["qmpstatus"] = ("paused" if machine.paused else "running") if machine.running() else "stopped"
-    if agent_enabled(machine.config.current):
+    entry, current = summary(machine) | {"ha": {"managed": 0}}, machine.config.current
+    entry["qmpstatus"] = "stopped"
+    if agent_enabled(current):
         entry["agent"] = 1
+    if "vga" in current:
+        entry["clipboard"] = split_properties(current["vga"], "type").get("clipboard")
     if machine.running():
-        entry |= {"running-qemu": "7.2.0", "running-machine": "pc-i440fx-7.2"}
+        entry |= _running(machine, int(entry["maxmem"]))
     return entry
+
+
+def _running(machine: Machine, memory: int) -> dict:
+    """What QEMU itself says."""
+    current = machine.config.current
+    actual = int(current.get("balloon", 0)) << 20 or memory
+    found: dict[str, object] = {"qmpstatus": machine.qmpstatus, "balloon": actual}
+    found["ballooninfo"] = {"actual": actual, "max_mem": memory}
+    flags = {"account_failed": True, "account_invalid": True, "timed_stats": []}
+    found["blockstat"] = {drive.key: dict.fromkeys(COUNTED, 0) | flags for drive in drives(current)}
+    taps = [f"tap{machine.vmid}i{key.removeprefix('net')}" for key in current if NETS.fullmatch(key)]
+    if taps:
+        found["nics"] = {tap: {"netin": 0, "netout": 0} for tap in taps}
+    found["proxmox-support"] = dict.fromkeys(SUPPORT, True) | {"pbs-library-version": "1.3.2"}
+    found |= {"running-qemu": "7.2.0", "running-machine": "pc-i440fx-7.2+pve0"}
+    return found | dict.fromkeys(TRAFFIC, 0)
 
 
 def resource(node: Node, machine: Machine) -> dict:
     """A line of /cluster/resources and a member of a pool."""
-    entry = summary(machine)
+    entry = summary(machine) | dict.fromkeys(TRAFFIC, 0)
+    for name in ("pid", "serial"):
+        entry.pop(name, None)
     entry |= {"type": "qemu", "id": f"qemu/{machine.vmid}", "node": node.name, "maxcpu": entry.pop("cpus")}
     entry["template"] = int(machine.is_template)
     if node.name in node.cluster.offline:
