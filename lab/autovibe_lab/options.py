@@ -49,6 +49,7 @@ HOT = re.compile(
     r"|protection|shares|startup|tags|unused\d+|vmstatestorage|ipconfig\d+|ci\w+|nameserver|searchdomain|sshkeys"
 )
 INTEGERS = {name for name, param in declared.schema(CONFIG).params.items() if param.type in ("integer", "boolean")}
+INTEGERS.add("snaptime")
 
 
 def known(name: str) -> bool:

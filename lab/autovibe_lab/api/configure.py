@@ -9,7 +9,7 @@ from autovibe_lab.api.guest_permits import check_change
 from autovibe_lab.api.lifecycle import given_options
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.cloudinit import files
-from autovibe_lab.config import NETS
+from autovibe_lab.config import NETS, split_properties
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError, invalid
 from autovibe_lab.formats import split_list
@@ -92,7 +92,7 @@ async def _change(call: Call, given: dict[str, str], log: edit.Log) -> None:
         if not running:
             await edit.apply_pending(node, machine, log)
         for name in _names(call, "delete"):
-            if running and not options.is_hot(name):
+            if running and not options.is_hot(name) and not _hot_drive(machine, name):
                 edit.set_pending_delete(machine, name)
             else:
                 edit.delete_option(node, machine, name)
@@ -107,12 +107,18 @@ async def _change(call: Call, given: dict[str, str], log: edit.Log) -> None:
         node.save(machine)
 
 
+def _hot_drive(machine: Machine, name: str) -> bool:
+    """A drive that can be plugged in and pulled out while the guest runs; the lab's QEMU guests know none."""
+    booted = split_properties(machine.config.current.get("boot", ""), "order").get("order", "").split(";")
+    return machine.is_null and bool(re.fullmatch(r"(scsi|virtio)\d+", name)) and name not in booted
+
+
 async def _change_running(call: Call, machine: Machine, name: str, value: str, log: edit.Log) -> None:
     if NETS.fullmatch(name) and edit.missing_bridge({name: value}):
         # The refused value stays pending, as with Proxmox.
         edit.set_pending(machine, name, edit.with_mac(value))
         raise invalid(**{name: f"hotplug problem - error on hot-unplugging device '{name}'\n"})
-    if options.is_hot(name):
+    if options.is_hot(name) or (name not in machine.config.current and _hot_drive(machine, name)):
         edit.revert(machine, name)
         await edit.set_option(call.node, machine, name, value, log)
     elif options.is_drive(name):

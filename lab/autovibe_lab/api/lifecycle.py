@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from autovibe_lab import edit, options
+from autovibe_lab import edit, options, wording
 from autovibe_lab.api.guest_permits import check_create
 from autovibe_lab.api.restore import restore
 from autovibe_lab.api.routes import Call, route
@@ -185,7 +185,10 @@ async def resize(call: Call) -> object:
             drive = Drive.parse(disk, machine.config.current[disk])
             size = edit.new_size(drive.size, call.params["size"])
             if machine.is_template:
-                raise TaskError(f"command 'qemu-img resize' failed: '{drive.volid}' is a base volume")
+                path = wording.node_path(drive.volid)
+                task.log(f"qemu-img: Could not open '{path}': Could not open '{path}': Operation not permitted")
+                command = f"/usr/bin/qemu-img resize -f {wording.kind(drive.volid)} {path} {size}"
+                raise TaskError(f"command '{command}' failed: exit code 1")
             try:
                 if machine.running() and not machine.is_null:
                     await node.guest(machine).resize(disk, size)
@@ -196,7 +199,8 @@ async def resize(call: Call) -> object:
             drive.properties["size"] = format_size(size)
             machine.config.current[disk] = drive.text()
             node.save(machine)
-            task.log("Image resized.")
+            if not machine.running():
+                task.log("Image resized.")
 
     return call.task("resize", work)
 

@@ -68,7 +68,7 @@ def _running(machine: Machine, memory: int) -> dict:
     taps = [f"tap{machine.vmid}i{key.removeprefix('net')}" for key in current if NETS.fullmatch(key)]
     if taps:
         found["nics"] = {tap: {"netin": 0, "netout": 0} for tap in taps}
-    found["proxmox-support"] = dict.fromkeys(SUPPORT, True) | {"pbs-library-version": "1.3.2"}
+    found["proxmox-support"] = dict.fromkeys(SUPPORT, True) | {"pbs-library-version": "1.3.2-stub"}
     found |= {"running-qemu": "7.2.0", "running-machine": "pc-i440fx-7.2+pve0"}
     return found | dict.fromkeys(TRAFFIC, 0)
 

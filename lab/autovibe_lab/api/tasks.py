@@ -40,6 +40,11 @@ def _own_or(call: Call, privilege: str) -> None:
         call.check(f"/nodes/{call.node.name}", privilege)
 
 
+def _total(found: list) -> dict[str, object]:
+    """Of nothing no number is said."""
+    return {"total": len(found)} if found else {}
+
+
 @route(
     "GET",
     "/nodes/{node}/tasks",
@@ -106,7 +111,7 @@ async def log(call: Call) -> object:
     start, limit = call.get("start", 0), call.get("limit", LIMIT)
     end = start + limit if limit else len(lines)
     data = [{"n": number, "t": line} for number, line in enumerate(lines, 1)][start:end]
-    return Answer(data, {"total": len(lines)})
+    return Answer(data, _total(lines))
 
 
 @route("DELETE", "/nodes/{node}/tasks/{upid}")

@@ -139,16 +139,20 @@ class Replay:
         def send(call: dict) -> None:
             replies[call["seq"]] = self.sender.perform(call)
 
+        # Calls that were made at the same time were all answered before the first one's worker began.
+        self.lab.node.tasks.fork_delay = 0.1 if len(group) > 1 else 0
         if len(group) == 1:
             self._await_task(group[0])
             send(group[0])
         else:
-            threads = []
+            threads, calls = [], self.lab.lab.server.aids.calls
             for call in group:
-                before = len(self.lab.lab.server.aids.calls)
+                before = len(calls)
                 threads.append(threading.Thread(target=send, args=(call,)))
                 threads[-1].start()
-                self._until(lambda before=before: len(self.lab.lab.server.aids.calls) > before, 2)
+                self._until(lambda before=before: len(calls) > before, 2)
+                # In their order, as far as they don't wait.
+                self._until(lambda before=before: calls[before]["status"] is not None, 0.03)
             for thread in threads:
                 thread.join()
         for call in group:

@@ -26,6 +26,7 @@ MADE_UP = re.compile(
 MEASURED = re.compile(
     r"avail|cpu|ctime|disk|diskread|diskwrite|endtime|localtime|mem|netin|netout|next-run|pid|pri|pstart|snaptime|starttime"
     r"|time|uid|uptime|used|used_fraction|wait|loadavg|kversion|ssl_fingerprint|serverid|cgroup-mode|ticket|CSRFPreventionToken|digest"
+    r"|cert|password"
 )
 #: The node's own hardware: inside of these, types only.
 HARDWARE = {
@@ -42,7 +43,11 @@ HARDWARE = {
 }
 #: Lists in one text whose order is that of a hash.
 UNORDERED = {"content", "privs"}
-PROGRESS = re.compile(r"transferred .*\(\d+\.\d+%\)|INFO: +\d+% .*|trying to acquire lock\.\.\.| OK")
+PROGRESS = re.compile(
+    r"(drive-\w+: )?transferred .*\(\d+\.\d+%\)( in \d+s(, ready)?)?"
+    r"|[\d.]+ \w+ in \d+s|completed saving the VM state in .*"
+    r"|INFO: +\d+% .*|trying to acquire lock\.\.\.| OK"
+)
 #: What names an entry of a list.
 NAMES = (
     "upid",
