@@ -23,7 +23,8 @@ MIRROR_STEP = 16 << 20
 class Copier:
     """Copies volumes of `source` for the guest `vmid`. `made` are the new ones, for who has to undo it.
 
-    `storage` None: where the copied one is. `bwlimit` in KiB/s. `snapshot`: the source's state that is copied.
+    `storage`, `form` None: where, and in which format, the copied one is. `bwlimit` in KiB/s. `snapshot`: the source's
+    state that is copied.
     """
 
     node: Node
@@ -34,6 +35,7 @@ class Copier:
     storage: str | None = None
     bwlimit: int | None = None
     snapshot: str | None = None
+    form: str | None = None
 
     async def drive(self, drive: Drive, *, linked: bool = False) -> str:
         """The id of the new volume for this drive."""
@@ -53,9 +55,14 @@ class Copier:
     def _target(self, drive: Drive) -> str:
         return self.storage or drive.volid.partition(":")[0]
 
+    def _form(self, drive: Drive) -> str:
+        """Who copies from a storage of blocks to one of files gets the files' own format."""
+        block = self.node.storages.check(drive.volid.partition(":")[0]).kind.block
+        return self.form or ("qcow2" if block else wording.kind(drive.volid))
+
     async def _cloudinit(self, drive: Drive) -> str:
         async with self._making(self._target(drive)):
-            volume = self.node.storages.create_cloudinit(self._target(drive), self.vmid)
+            volume = self.node.storages.create_cloudinit(self._target(drive), self.vmid, self._form(drive))
             self._made(volume.volid)
             self.task.log(wording.formatting(volume.volid, CLOUDINIT_SIZE))
         return volume.volid
@@ -73,7 +80,7 @@ class Copier:
         storage = self._target(drive)
         async with self.node.storage_lock(storage, self.task.log):
             await asyncio.sleep(self.node.disk_delay)
-        volid = await self.node.storages.full_copy(drive.volid, storage, self.vmid, self.snapshot)
+        volid = await self.node.storages.full_copy(drive.volid, storage, self.vmid, self.snapshot, self._form(drive))
         self._made(volid)
         self.task.log(wording.formatting(volid, drive.size))
         await self.node.spend(self.source, "clone")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import uuid
 from collections.abc import Callable
 
-from autovibe_lab import options
+from autovibe_lab import options, wording
 from autovibe_lab.config import NETS, Drive, Section, drives, format_size, parse_size
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import TaskError
+from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import BRIDGES, Machine, Node
+from autovibe_lab.volumes import Volume
 
 Log = Callable[[str], None]
 
@@ -49,40 +52,52 @@ async def make_drive(node: Node, vmid: int, key: str, value: str, log: Log) -> t
     """
     drive = Drive.parse(key, value)
     properties = {name: text for name, text in drive.properties.items() if name not in ("import-from", "format")}
-    if drive.properties.get("format", "qcow2") != "qcow2":
-        raise TaskError(f"unsupported format '{drive.properties['format']}'")
-    made: list[str] = []
     storage, _, what = drive.volid.partition(":")
     if drive.volid == "none":
-        return Drive(key, properties | {"media": "cdrom"}).text(), made
-    if what == "cloudinit":
-        volume = node.storages.create_cloudinit(storage, vmid)
-        properties |= {"file": volume.volid, "media": "cdrom"}
-    elif match := NEW_DISK.fullmatch(drive.volid):
-        source = drive.properties.get("import-from")
-        try:
-            if source:
-                log(f"create full clone of drive {key} ({source})")
-                volume = await node.storages.import_image(storage, vmid, source)
-            else:
-                volume = await node.storages.create(storage, vmid, int(float(match["size"]) * (1 << 30)))
-        except DiskError as error:
-            raise TaskError(str(error)) from None
-        properties |= {"file": volume.volid, "size": format_size(volume.size)}
-    else:
-        return _existing(node, drive, properties), made
-    made.append(properties["file"])
+        return Drive(key, properties | {"media": "cdrom"}).text(), []
+    if what != "cloudinit" and not NEW_DISK.fullmatch(drive.volid):
+        return _existing(node, drive, properties), []
+    try:
+        volume = await _make_volume(node, vmid, drive, log)
+    except (DiskError, LockTimeout) as error:
+        raise TaskError(str(error)) from None
+    properties["file"] = volume.volid
+    properties |= {"media": "cdrom"} if what == "cloudinit" else {"size": format_size(volume.size)}
     text = Drive(key, properties).text()
     log(f"{key}: successfully created disk '{text}'")
-    return text, made
+    return text, [volume.volid]
+
+
+async def _make_volume(node: Node, vmid: int, drive: Drive, log: Log) -> Volume:
+    """While it is made its storage is locked, which takes long on a slow one."""
+    storage, _, what = drive.volid.partition(":")
+    source, form = drive.properties.get("import-from"), drive.properties.get("format", "qcow2")
+    if source:
+        node.storages.import_source(source)
+        if not source.startswith("/"):
+            named = "" if ":import/" in source else f"{drive.key} "
+            log(f"create full clone of drive {named}({source})")
+    async with node.storage_lock(storage, log):
+        await asyncio.sleep(node.disk_delay)
+        if what == "cloudinit":
+            volume = node.storages.create_cloudinit(storage, vmid, form)
+        elif source:
+            volume = await node.storages.import_image(storage, vmid, source, form)
+        else:
+            volume = await node.storages.create(storage, vmid, int(float(what) * (1 << 30)), form)
+        log(wording.formatting(volume.volid, volume.size))
+    if source:
+        log(wording.transferred(0, volume.size))
+        log(wording.transferred(volume.size, volume.size))
+    return volume
 
 
 def _existing(node: Node, drive: Drive, properties: dict[str, str]) -> str:
     if not node.storages.exists(drive.volid):
         raise TaskError(f"volume '{drive.volid}' does not exist")
-    known = dict(node.volumes())
-    if "size" not in properties and not drive.is_cdrom and known.get(drive.volid):
-        properties["size"] = format_size(known[drive.volid])
+    if "size" not in properties and not drive.is_cdrom:
+        size = node.storages.size(drive.volid)
+        properties |= {"size": format_size(size)} if size else {}
     return Drive(drive.key, properties).text()
 
 

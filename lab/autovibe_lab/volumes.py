@@ -84,11 +84,26 @@ class Storages:
     def can(self, volid: str, feature: str, snapshot: str | None = None) -> bool:
         """Whether the volume's storage can do this with it, or with a snapshot of it."""
         storage = self.config.get(volid.partition(":")[0])
+        if volid.endswith((".raw", ".vmdk")) and (feature == "snapshot" or snapshot):
+            return False
         return storage.can(feature, "snap" if snapshot else "base" if is_base(volid) else "current")
 
-    def volid(self, storage: str, vmid: int, name: str) -> str:
-        """`name` without a format, as this storage writes it."""
-        return f"{storage}:{name}" if self.config.get(storage).kind.block else f"{storage}:{vmid}/{name}.qcow2"
+    def volid(self, storage: str, vmid: int, name: str, form: str = "qcow2") -> str:
+        """`name` as this storage writes it. What is more than a placeholder is qcow2."""
+        if self.config.get(storage).kind.block:
+            return f"{storage}:{name}"
+        volid = f"{storage}:{vmid}/{name}.{form}"
+        if form != "qcow2" and not self.is_null(volid):
+            raise TaskError(f"unsupported format '{form}'")
+        return volid
+
+    def size(self, volid: str) -> int:
+        """The size in bytes that a guest sees; a placeholder says it in its text."""
+        path = self.path(volid)
+        if not self.is_null(volid) or not path.exists():
+            return virtual_size(path) if path.exists() else 0
+        text = path.read_text(errors="replace")[:20]
+        return int(text) if text.isdigit() else 0
 
     def path(self, volid: str) -> Path:
         try:
@@ -112,25 +127,26 @@ class Storages:
         number = next(number for number in range(len(numbers) + 1) if number not in numbers)
         return f"vm-{vmid}-disk-{number}"
 
-    def _placeholder(self, volid: str) -> None:
+    def _placeholder(self, volid: str, size: int) -> None:
         path = self.path(volid)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(exist_ok=False)
+        path.write_text(str(size))
 
-    async def create(self, storage: str, vmid: int, size: int) -> Volume:
-        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
+    async def create(self, storage: str, vmid: int, size: int, form: str = "qcow2") -> Volume:
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid), form)
         if self.is_null(volid):
-            self._placeholder(volid)
+            self._placeholder(volid, size)
         else:
             await disks.create(self.path(volid), size)
         return Volume(volid, size)
 
-    def create_cloudinit(self, storage: str, vmid: int) -> Volume:
+    def create_cloudinit(self, storage: str, vmid: int, form: str = "qcow2") -> Volume:
         """The drive's name and place; its content is written at each start."""
-        volid = self.volid(storage, vmid, f"vm-{vmid}-cloudinit")
+        volid = self.volid(storage, vmid, f"vm-{vmid}-cloudinit", form)
         path = self.path(volid)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.write_text(str(CLOUDINIT_SIZE) if self.is_null(volid) else "")
         return Volume(volid, CLOUDINIT_SIZE)
 
     def import_source(self, text: str) -> Path:
@@ -145,12 +161,12 @@ class Storages:
             raise TaskError(f"volume '{text}' does not exist")
         return path
 
-    async def import_image(self, storage: str, vmid: int, source: str) -> Volume:
+    async def import_image(self, storage: str, vmid: int, source: str, form: str = "qcow2") -> Volume:
         path = self.import_source(source)
-        size = virtual_size(path)
-        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
+        size = virtual_size(path) if source.startswith("/") or ":import/" in source else self.size(source)
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid), form)
         if self.is_null(volid):
-            self._placeholder(volid)
+            self._placeholder(volid, size)
         else:
             await disks.convert_import(path, self.path(volid))
         return Volume(volid, size)
@@ -162,17 +178,17 @@ class Storages:
         if self.config.get(storage).type != "lvmthin":
             volid = f"{own_id(base)}/{volid.partition(':')[2]}"
         if self.is_null(volid):
-            self._placeholder(volid)
+            self._placeholder(volid, self.size(base))
         else:
             await disks.linked_clone(self.path(base), self.path(volid))
         return volid
 
-    async def full_copy(self, source: str, storage: str, vmid: int, snapshot: str | None) -> str:
-        volid = self.volid(storage, vmid, self.free_name(storage, vmid))
+    async def full_copy(self, source: str, storage: str, vmid: int, snapshot: str | None, form: str = "qcow2") -> str:
+        volid = self.volid(storage, vmid, self.free_name(storage, vmid), form)
         if self.is_null(volid):
-            self._placeholder(volid)
+            self._placeholder(volid, self.size(source))
         elif self.is_null(source):
-            raise TaskError(f"clone failed: volume '{source}' is a placeholder without content to copy to '{storage}'")
+            raise TaskError(f"volume '{source}' is a placeholder without content to copy to '{storage}'")
         else:
             await disks.full_copy(self.path(source), self.path(volid), snapshot)
         return volid
@@ -211,7 +227,9 @@ class Storages:
             await disks.snapshot_delete(self.path(volid), name)
 
     async def resize(self, volid: str, size: int) -> None:
-        if not self.is_null(volid):
+        if self.is_null(volid):
+            self.path(volid).write_text(str(size))
+        else:
             await disks.resize(self.path(volid), size)
 
 

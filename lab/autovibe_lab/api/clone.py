@@ -44,6 +44,7 @@ class Request:
     description: str | None
     pool: str | None
     bwlimit: int | None
+    form: str | None
     target: Node | None = None
 
     def config(self) -> Section:
@@ -103,8 +104,10 @@ def _request(call: Call) -> Request:
         raise ApiError(500, f"can't clone VM to node '{target.name}' (VM uses local storage)")
     name = call.get("name") or f"Copy-of-VM-{section.get('name', vmid)}"
     description = call.get("description")
-    pool, limit = call.get("pool"), call.get("bwlimit")
-    return Request(node, source, section, snapshot, newid, linked, storage, name, description, pool, limit, target)
+    pool, limit, form = call.get("pool"), call.get("bwlimit"), call.get("format")
+    return Request(
+        node, source, section, snapshot, newid, linked, storage, name, description, pool, limit, form, target
+    )
 
 
 def _target(call: Call) -> Node | None:
@@ -152,7 +155,8 @@ async def _work(request: Request, task: Task) -> None:
     if node.cluster.holder(request.vmid):
         raise TaskError(f"unable to create VM {request.vmid}: config file already exists")
     target = node.add(request.vmid, {"description": " qmclone temporary file", "lock": "clone"})
-    copier = Copier(node, request.source, request.vmid, task, [], request.storage, request.bwlimit, request.snapshot)
+    copier = Copier(node, request.source, request.vmid, task, [], request.storage, request.bwlimit)
+    copier.snapshot, copier.form = request.snapshot, request.form
     try:
         await _copy(request, target, copier)
     except BaseException as error:

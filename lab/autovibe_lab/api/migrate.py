@@ -21,7 +21,7 @@ def _volume(drive: Drive, shared: bool, **more: object) -> dict:
 def _local_volumes(node: Node, machine: Machine) -> list[dict]:
     current, found = machine.config.current, []
     for drive in drives(current):
-        if "/" in drive.volid and not node.cluster.shares(drive.volid.partition(":")[0]):
+        if drive.has_volume and not node.cluster.shares(drive.volid.partition(":")[0]):
             found.append(_volume(drive, False, drivename=drive.key, size=drive.size, is_attached=1))
     for key, value in current.items():
         if re.fullmatch(r"unused\d+", key):

@@ -54,6 +54,7 @@ async def _move(call: Call, machine: Machine, task: Task) -> None:
     if machine.running() and not machine.is_null:
         raise TaskError("the lab moves disks of guests that don't run, and of null guests")
     copier = Copier(node, machine, machine.vmid, task, [], call.params["storage"], call.get("bwlimit"))
+    copier.form = call.get("format")
     try:
         volid = await copier.drive(drive)
     except (DiskError, TaskError, LockTimeout) as error:
