@@ -13,6 +13,8 @@ from dataclasses import asdict
 from aiohttp import web
 
 from autovibe_lab.faults import Fault, Hold, Match
+from autovibe_lab.firewall import enforce
+from autovibe_lab.firewall.verdict import of_dict
 from autovibe_lab.node import Node
 from autovibe_lab.tasks import Death
 
@@ -83,11 +85,22 @@ class Aids:
         if what == "latency" and method in ("GET", "PUT", "POST"):
             self.node.delays.change(body)
             return asdict(self.node.delays)
+        if what == "firewall" and id == "verdict" and method == "POST":
+            return self._verdict(body)
         if what == "holds":
             return self._on_list(self.holds, lambda: Hold(Match.of(body)), method, id)
         if what == "faults":
             return self._on_list(self.faults, lambda: Fault.of(body), method, id)
         return None
+
+    def _verdict(self, body: dict) -> object:
+        """What the firewall does to a packet of a guest: `{"vmid": 100, "packet": {"dest": …, "dport": …}}`."""
+        vmid = int(body["vmid"])
+        holder = self.node.cluster.holder(vmid)
+        if holder is None:
+            return None
+        found = enforce.of(holder, vmid, of_dict(body.get("packet", {})))
+        return asdict(found)
 
     def _kill(self, body: dict) -> object:
         """The worker of a task that runs (`upid`), or of the next ones of a type in the middle of their work."""

@@ -99,6 +99,10 @@ class LabPaths:
         digest = hashlib.sha256(os.fsencode(self.shared.absolute())).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"autovibe-lab-{os.getuid()}-{digest}"
 
+    def closed(self, vmid: int, iface: str) -> Path:
+        """The file that keeps the guest from the hub while it is there."""
+        return self.run / f"{vmid}.{iface}.closed"
+
     def storage(self, name: str) -> Path:
         """The folder of a storage."""
         if name == "local":

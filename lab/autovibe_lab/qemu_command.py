@@ -100,7 +100,7 @@ def command(
     for drive in drives(config, lab):
         argv += _drive(drive)
     for key in sorted(key for key in config if re.fullmatch(r"net\d+", key)):
-        argv += _network(key, config[key], lab, network, restrict)
+        argv += _network(key, config[key], lab.closed(vmid, key), lab, network, restrict)
     return argv
 
 
@@ -154,13 +154,15 @@ def _drive(drive: Drive) -> list[str]:
     return ["-blockdev", json.dumps(block), "-device", device]
 
 
-def _network(key: str, value: str, lab: LabPaths, network: Network, restrict: bool) -> list[str]:
-    """User networking, closed but for the hub: QEMU starts one relay per connection, which ends with it."""
+def _network(key: str, value: str, closed: Path, lab: LabPaths, network: Network, restrict: bool) -> list[str]:
+    """User networking, closed but for the hub: QEMU starts one relay per connection, which ends with it. The firewall's
+    file `closed` keeps it from starting."""
     mark = shlex.quote(f"-lp{lab.run}")  # so that a relay can be told from others' after a crash
     # -t and shut-down: each side may close its half and still hear the other; nodelay: events go out at once.
     relay = f"socat {mark} -lf/dev/null -t86400 FD:0,shut-down TCP4:127.0.0.1:{network.hub_port},nodelay"
+    gate = shlex.quote(f"test -e {shlex.quote(str(closed))} || exec {relay}")
     netdev = [f"user,id={key},ipv6=off,net={GUEST_NETWORK},host={GUEST_HOST},restrict={'on' if restrict else 'off'}"]
-    netdev += [f"guestfwd=tcp:{HUB_ADDRESS}:{HUB_PORT}-cmd:{_escaped(relay)}"]
+    netdev += [f"guestfwd=tcp:{HUB_ADDRESS}:{HUB_PORT}-cmd:{_escaped(f'/bin/sh -c {gate}')}"]
     mac = re.search(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})", value)
     device = f"virtio-net-pci,netdev={key},id={key},romfile="
     return ["-netdev", ",".join(netdev), "-device", device + (f",mac={mac[1]}" if mac else "")]

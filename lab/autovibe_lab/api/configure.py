@@ -12,6 +12,7 @@ from autovibe_lab.cloudinit import files
 from autovibe_lab.config import NETS, split_properties
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError, invalid
+from autovibe_lab.firewall import enforce
 from autovibe_lab.formats import split_list
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine
@@ -105,6 +106,8 @@ async def _change(call: Call, given: dict[str, str], log: edit.Log) -> None:
         raise TaskError(str(error)) from None
     finally:
         node.save(machine)
+        if running:
+            enforce.close_or_open(node, machine)
 
 
 def _hot_drive(machine: Machine, name: str) -> bool:

@@ -12,6 +12,7 @@ from autovibe_lab.api.show import status
 from autovibe_lab.cloudinit import write_drive
 from autovibe_lab.config import drives
 from autovibe_lab.errors import ApiError, TaskError
+from autovibe_lab.firewall import enforce
 from autovibe_lab.guest import GuestError
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine, Node
@@ -46,6 +47,7 @@ async def start_guest(node: Node, machine: Machine, log: edit.Log, vmstate: str 
         await _prepare_drives(node, machine, log)
     _check_bridges(machine, log)
     guest = node.guest(machine)
+    enforce.close_or_open(node, machine)
     await node.spend(machine, "start")
     state = vmstate or saved
     await guest.start(current | ({"vmstate": state} if state else {}))

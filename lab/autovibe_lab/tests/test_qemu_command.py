@@ -39,8 +39,8 @@ def test_the_network_is_closed_but_for_the_hub(lab: LabPaths) -> None:
     assert "restrict=on" in netdev
     assert "ipv6=off" in netdev
     assert netdev.count("guestfwd=") == 1
-    assert "guestfwd=tcp:192.168.100.2:8000-cmd:socat" in netdev
-    assert netdev.endswith("TCP4:127.0.0.1:18000,,nodelay")
+    assert "guestfwd=tcp:192.168.100.2:8000-cmd:/bin/sh -c " in netdev
+    assert netdev.endswith("TCP4:127.0.0.1:18000,,nodelay'")
 
 
 def test_processors_and_memory(lab: LabPaths) -> None:

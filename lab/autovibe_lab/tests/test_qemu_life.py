@@ -297,3 +297,21 @@ def test_a_failed_start_says_why(bench: Bench) -> None:
         assert not bench.guest.running()
 
     bench.runner.run(body())
+
+
+def test_the_firewall_closes_the_way_to_the_hub_for_new_connections(bench: Bench) -> None:
+    program = "import socket; s = socket.create_connection(('192.168.100.2', 8000), 20); print(s.recv(10).decode())"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"here")
+        writer.close()
+
+    async def body() -> None:
+        closed = bench.lab.closed(117, "net0")
+        async with hub(bench, serve):
+            closed.touch()
+            assert (await bench.python(f"try:\n {program}\nexcept OSError: print()")).strip() == ""
+            closed.unlink()
+            assert (await bench.python(program)).strip() == "here"
+
+    bench.runner.run(body())
