@@ -68,6 +68,8 @@ class Lab:
             name = f"pve{number}"
             Node(self.paths.of_node(name), network, name=name, cluster=self.node.cluster, **shared)
         self.nodes = list(self.node.cluster.nodes.values())
+        if settings.site == "bare":
+            self.node.storages.config.as_installed()
         site.prepare(self.node.access, settings.site, self.node.storages.config.all, BRIDGES)
         self.secrets = Secrets.load(settings.state)
         tls.make(settings.state, self.node.name)

@@ -143,6 +143,14 @@ class StorageConfig:
             if name in self.all:
                 self.all[name].options["path"] = str(path)
 
+    def as_installed(self) -> None:
+        """A new node has `local` only, before anything is written into the file: with priority 0 and every content."""
+        if not self.file.exists():
+            path = self.all["local"].options["path"]
+            content = "backup,images,iso,rootdir,snippets,vztmpl"
+            options = {"path": path, "content": content, "prune-backups": "keep-all=1", "priority": "0"}
+            self.all = {"local": Storage("local", "dir", options)}
+
     def _parse(self, text: str) -> None:
         storage = None
         for line in text.splitlines():
@@ -163,6 +171,8 @@ class StorageConfig:
         return hashlib.sha1(self.text().encode(), usedforsecurity=False).hexdigest()
 
     def save(self) -> None:
+        for storage in self.all.values():
+            storage.options.pop("priority", None)
         part = self.file.with_name(f".{self.file.name}.new")
         part.write_text(self.text())
         os.replace(part, self.file)

@@ -12,7 +12,7 @@ from autovibe_lab.storages import KINDS, SECRET, Storage
 #: Parameters of these calls that are no options of the storage.
 CONTROL = ("storage", "type", "delete", "digest")
 FLAGS = ("disable", "shared", "mkdir", "create-base-path", "create-subdirs", "sparse", "saferemove", "tagged_only")
-FLAGS += ("skip-cert-verification", "fuse", "krbd", "nocow", "nowritecache")
+FLAGS += ("skip-cert-verification", "fuse", "krbd", "nocow", "nowritecache", "priority")
 
 
 def _settings(call: Call) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import ssl
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -49,9 +50,11 @@ class Sender:
         for name, size in SEEDS.items():
             with (seeds / name).open("wb") as file:
                 file.truncate(size)
-        iso = self.lab.state / "template" / "iso" / "agent.iso"
-        with iso.open("wb") as file:
+        with (self.lab.state / "template" / "iso" / "agent.iso").open("wb") as file:
             file.truncate(19238912)
+        with (self.lab.state / "import" / "seed.qcow2").open("wb") as file:
+            file.write(struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 0, 0, 16, SEEDS["seed.qcow2"]))
+            file.truncate(196616)
 
     # Who ----------------------------------------------------------------------------------------------------------
 
