@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autovibe_lab.volumes import Storages, base_of, own_id, virtual_size
+from autovibe_lab.volumes import CLOUDINIT_SIZE, Storages, base_of, own_id, virtual_size
 
 #: The files of each kind of content, by what their names end in; the folder in the storage.
 EXTENSIONS = {
@@ -57,7 +57,7 @@ def _image(storages: Storages, storage: str, file: Path, sizes: dict[str, tuple[
     if base := base_of(volid):
         entry["parent"] = f"../{base.partition(':')[2]}"
     if storages.is_null(own):
-        entry["size"] = size or _written_size(file)
+        entry["size"] = size or _written_size(file) or (CLOUDINIT_SIZE if "-cloudinit" in file.name else 0)
     return entry | ({"format": "raw"} if block else {})
 
 
@@ -70,7 +70,8 @@ def _written_size(placeholder: Path) -> int:
 def _file(volid: str, content: str, file: Path) -> dict:
     stat = file.stat()
     found = {"volid": volid, "content": content, "format": file.suffix[1:], "ctime": int(stat.st_mtime)}
-    found["size"] = virtual_size(file)
+    # Of an image to import it is the file's own size.
+    found["size"] = stat.st_size if content == "import" else virtual_size(file)
     return found | ({"used": stat.st_blocks * 512} if content == "images" else {})
 
 

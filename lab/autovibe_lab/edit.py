@@ -11,7 +11,7 @@ from collections.abc import Callable
 from autovibe_lab import options, wording
 from autovibe_lab.config import NETS, Drive, Section, drives, format_size, parse_size
 from autovibe_lab.disks import DiskError
-from autovibe_lab.errors import TaskError
+from autovibe_lab.errors import TaskError, invalid
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import BRIDGES, Machine, Node
 from autovibe_lab.volumes import Volume
@@ -40,8 +40,10 @@ def check_storages(node: Node, given: dict[str, str]) -> None:
         storage, colon, what = file.partition(":")
         if colon:
             node.storages.check(storage)
-        if NEW_DISK.fullmatch(file) or what == "cloudinit":
-            node.storages.check_images(storage)
+        makes = NEW_DISK.fullmatch(file) or what == "cloudinit"
+        if makes and "images" not in node.storages.check(storage).content:
+            # Of a configuration it is the parameter that is wrong.
+            raise invalid(storage=f"storage '{storage}' does not support vm images")
 
 
 async def make_drive(node: Node, vmid: int, key: str, value: str, log: Log) -> tuple[str, list[str]]:

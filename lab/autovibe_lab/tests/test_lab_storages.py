@@ -89,7 +89,7 @@ def test_what_a_storage_cannot_do_is_refused(storages: Client) -> None:
     storages.ok(thin.snapshot.post(snapname="one"))
     storages.clone(103, 104, full=1, snapname="one")
     refused = storages.refused(storages.node.qemu.post, vmid=105, scsi0="vault:1")
-    assert "storage 'vault' does not support content-type 'images'" in str(refused)
+    assert "storage 'vault' does not support vm images" in str(refused)
 
 
 def test_a_directory_holds_real_disks(storages: Client) -> None:
