@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from autovibe_lab.access import Access
 from autovibe_lab.errors import ApiError
+from autovibe_lab.jobs import Jobs
 from autovibe_lab.pools import Pools
 from autovibe_lab.storages import StorageConfig
 from autovibe_lab.tasks import Task
@@ -29,6 +30,7 @@ class Cluster:
 
     access: Access
     storages: StorageConfig
+    jobs: Jobs
     nodes: dict[str, Node] = field(default_factory=dict)
     #: Names of nodes that are down: reached by nobody, their guests' state unknown.
     offline: set[str] = field(default_factory=set)

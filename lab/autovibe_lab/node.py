@@ -15,6 +15,7 @@ from autovibe_lab.config import Config, Section, boot_disk, drives, owned_volume
 from autovibe_lab.errors import TaskError, no_config
 from autovibe_lab.firewall.files import Files
 from autovibe_lab.guest import Guest, NullGuest
+from autovibe_lab.jobs import Jobs
 from autovibe_lab.latency import Delays, Latency
 from autovibe_lab.locks import ConfigLock, StorageLock
 from autovibe_lab.paths import LabPaths, Network
@@ -96,7 +97,9 @@ class Node:
         self._storage_locks: dict[str, StorageLock] = {}
         self._config_locks: dict[int, ConfigLock] = {}
         self.backup_lock = asyncio.Lock()
-        self.cluster = self.cluster or Cluster(Access(self.paths.state, self.pve_version), storage_config(self.paths))
+        if self.cluster is None:
+            access = Access(self.paths.state, self.pve_version)
+            self.cluster = Cluster(access, storage_config(self.paths), Jobs(self.paths.jobs_cfg))
         self.storages = Storages(self.paths, self.cluster.storages, self.null_guests)
         self.cluster.nodes[self.name] = self
         if self.options_file.exists() and self.cluster.local is self:

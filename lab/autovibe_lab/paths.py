@@ -44,6 +44,7 @@ class LabPaths:
         storage.cfg, storage/NAME/…     the storages, and the volumes of all others
         firewall/100.fw                 firewalls of guests, the node (host.fw) and all (cluster.fw)
         tasks/                          one log and one status file a task
+        jobs.cfg                        planned backups
         user.cfg                        pools
         nodes/pve2/…                    the same of a further node; volumes of `null`, pools and sockets are shared
     """
@@ -81,6 +82,10 @@ class LabPaths:
     @property
     def firewall(self) -> Path:
         return self.shared / "firewall"
+
+    @property
+    def jobs_cfg(self) -> Path:
+        return self.shared / "jobs.cfg"
 
     @property
     def storage_cfg(self) -> Path:

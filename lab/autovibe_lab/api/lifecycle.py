@@ -137,6 +137,7 @@ async def delete(call: Call) -> object:
                 node.storages.delete(volid)
             if call.get("purge"):
                 task.log(f"purging VM {machine.vmid} from related configurations..")
+                node.cluster.jobs.forget(machine.vmid)
             if call.get("destroy-unreferenced-disks"):
                 node.storages.delete_all_of(machine.vmid)
             node.forget(found)

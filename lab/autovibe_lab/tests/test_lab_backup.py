@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from autovibe_lab import retention
+from autovibe_lab.jobs import Job, Jobs, next_event
 from autovibe_lab.tests.testing import Client
 
 DAY = 86400
@@ -129,3 +132,36 @@ def test_retention_counts_periods() -> None:
     assert kept("keep-all=1") == list(range(12))
     assert len(kept("keep-daily=3")) == 3
     assert len(kept("keep-last=1,keep-daily=3")) == 4
+
+
+def test_planned_backups_are_kept(client: Client, guest: object) -> None:
+    client.lab.node.cluster.jobs.all["nightly"] = Job(
+        "nightly", {"vmid": "100", "schedule": "02:00", "storage": "local"}
+    )
+    client.lab.node.cluster.jobs.save()
+    again = Jobs(client.lab.state / "jobs.cfg").all
+    assert again == client.lab.node.cluster.jobs.all
+    assert again["nightly"].shown()["enabled"] == 1
+    client.ok(guest.status.stop.post())
+    client.ok(guest.delete(purge=1))
+    assert client.lab.node.cluster.jobs.all == {}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "when"),
+    [
+        ("02:00", "2026-11-23 02:00"),
+        ("*/15", "2026-11-22 14:15"),
+        ("*:30", "2026-11-22 14:30"),
+        ("mon 01:05", "2026-11-23 01:05"),
+        ("sat,sun 18:15", "2026-11-22 18:15"),
+        ("daily", "2026-11-23 00:00"),
+    ],
+)
+def test_a_schedule_has_a_next_time(schedule: str, when: str) -> None:
+    now = time.mktime(time.strptime("2026-11-22 14:01", "%Y-%m-%d %H:%M"))
+    assert time.strftime("%Y-%m-%d %H:%M", time.localtime(next_event(schedule, now))) == when
+
+
+def test_a_schedule_that_makes_no_sense_has_none() -> None:
+    assert next_event("sometimes", 0) is None
