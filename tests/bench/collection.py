@@ -58,7 +58,6 @@ class Site:
         self.connection = {"host": "127.0.0.1", "port": self.endpoint["port"], "node": "pve1", "user": user}
         self.connection |= {"token_name": token, "token_value": secret, "ca": str(self.state / "ca.pem")}
         self.file("connection.json", self.connection)
-        self.file("root.json", (self.state / "root-password").read_text().strip())
         if not self.guests:
             self._template()
 
@@ -160,7 +159,7 @@ def inventory_source(site: Site, contender: str) -> Path:
         source = {"plugin": "autovibe.proxmox.machines", "api_host": "127.0.0.1", "ca_path": site.connection["ca"]}
         source |= {"api_port": site.connection["port"], "api_user": site.connection["user"]}
         source |= {"api_token_id": site.connection["token_name"], "api_token_secret": site.connection["token_value"]}
-        return site.file("bench.machines.yml", source)
+        return site.file("bench.autovibe.yml", source)
     source = {"plugin": "community.proxmox.proxmox", "url": f"https://127.0.0.1:{site.connection['port']}"}
     source |= {"user": site.connection["user"], "token_id": site.connection["token_name"], "validate_certs": False}
     source |= {"token_secret": site.connection["token_value"], "want_facts": False}
@@ -176,6 +175,7 @@ def measured(site: Site, contender: str, what: str, machines: list[dict[str, Any
         "ANSIBLE_INVENTORY_ENABLED": PLUGINS,
         "PYTHONWARNINGS": "ignore",
     }
+    environment["REQUESTS_CA_BUNDLE"] = site.connection["ca"]  # where it is set, it goes before validate_certs: false
     last, begun = site.aids.last(), time.monotonic()
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - begun
