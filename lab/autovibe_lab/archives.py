@@ -35,7 +35,8 @@ class Contents:
 
     @property
     def section(self) -> Section:
-        return Config.parse(self.config).current
+        lines = [line for line in self.config.splitlines() if not line.startswith("#qmdump#")]
+        return Config.parse("\n".join(lines)).current
 
     @property
     def storages(self) -> dict[str, str]:

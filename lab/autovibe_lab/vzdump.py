@@ -24,6 +24,8 @@ from autovibe_lab.tasks import Task
 
 #: A snapshot of this name is taken of a running guest's disks, read and deleted again.
 SNAPSHOT = "vzdump"
+#: Seconds between two reports of how far a backup is.
+REPORT = 3
 EXTENSIONS = {"zstd": ".zst", "gzip": ".gz", "1": ".lzo", "lzo": ".lzo"}
 
 
@@ -42,12 +44,13 @@ class Job:
 
 @dataclass
 class Backup:
-    """The backup of one guest."""
+    """The backup of one guest. `kept`: the guest was started meanwhile and goes on running."""
 
     node: Node
     machine: Machine
     job: Job
     task: Task
+    kept: bool = False
 
     def log(self, text: str) -> None:
         self.task.log(f"INFO: {text}")
@@ -122,8 +125,6 @@ class Backup:
         scratch = target.with_name(f".{target.name}.images")
         try:
             async with self._still(mode):
-                if mode in ("", "stop"):
-                    self.log("starting kvm to execute backup task")
                 self.log(f"started backup task '{uuid.uuid4()}'")
                 if mode == "snapshot":
                     self.log("resuming VM again")
@@ -132,20 +133,29 @@ class Backup:
             await archives.write(target, text, firewall, files, images)
         finally:
             await asyncio.to_thread(_remove, scratch)
-        whole = wording.bytes_text(size)
+        whole, exact = wording.bytes_text(size), wording.bytes_text(size, 2)
         self.log(f"100% ({whole} of {whole}) in 1s, read: {whole}/s, write: 0 B/s")
         if files is not None:
-            self.log(f"backup is sparse: {whole} (100%) total zero data")
-        self.log(f"transferred {whole} in 1 seconds ({whole}/s)")
-        if not mode:
+            self.log(f"backup is sparse: {exact} (100%) total zero data")
+        self.log(f"transferred {exact} in 1 seconds ({whole}/s)")
+        if not (mode or self.kept or self.machine.is_template):
             self.log("stopping kvm after backup task")
         self.log(f"archive file size: {_short(target.stat().st_size)}")
 
     async def _copy_time(self, size: int) -> None:
         if self.machine.is_null:
             await self.node.spend(self.machine, "backup", copy=size)
-            limit = self.job.bwlimit << 10
-            await asyncio.sleep(size / limit * self.node.time_scale if limit else 0)
+            if limit := self.job.bwlimit << 10:
+                await self._limited(size, limit)
+
+    async def _limited(self, size: int, limit: int) -> None:
+        """Take the time that `limit` bytes a second leave, and report every three seconds."""
+        rate, whole = wording.bytes_text(limit), wording.bytes_text(size)
+        for seconds in range(0, size // limit, REPORT):
+            await asyncio.sleep(REPORT * self.node.time_scale)
+            done = min((seconds + REPORT) * limit, size)
+            how = f"{wording.bytes_text(done)} of {whole}) in {seconds + REPORT}s, read: {rate}/s, write: {rate}/s"
+            self.log(f"{100 * done // size:3d}% ({how}")
 
     @contextlib.asynccontextmanager
     async def _still(self, mode: str) -> AsyncIterator[None]:
@@ -164,9 +174,21 @@ class Backup:
             self.log("stopping virtual guest")
             await guest.shutdown(60)
             await guest.stop()
+        elif self.machine.is_template:
+            self.log("starting template backup")
+        else:
+            self.log("starting kvm to execute backup task")
+            await self._prelaunch()
         try:
             yield
+        except asyncio.CancelledError:
+            if not self.task.killed:
+                self.task.log("ERROR: interrupted by signal")
+                self.log("aborting backup job")
+            raise
         finally:
+            if not mode:
+                await self._after_launch()
             if mode in ("snapshot", "suspend"):
                 await guest.delete_snapshot(SNAPSHOT)
             if mode == "suspend":
@@ -175,6 +197,22 @@ class Backup:
             if mode == "stop":
                 self.log("restarting vm")
                 await start_guest(self.node, self.machine, self.task.log)
+
+    async def _prelaunch(self) -> None:
+        """Proxmox reads a stopped guest's disks through a QEMU that it starts, paused; a null guest shows it."""
+        if self.machine.is_null:
+            await self.node.guest(self.machine).start(self.machine.config.current)
+            self.machine.started, self.machine.paused = time.time(), True
+
+    async def _after_launch(self) -> None:
+        """Stop it again, unless somebody has started the guest meanwhile."""
+        if not self.machine.is_template and self.machine.is_null and not self.machine.paused:
+            self.log("kvm status changed after backup ('running') - keep VM running")
+            self.kept = True
+            return
+        if self.machine.is_null:
+            await self.node.guest(self.machine).stop()
+            self.machine.paused = False
 
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[None]:
@@ -257,10 +295,21 @@ async def run(node: Node, vmid: int, job: Job, task: Task) -> bool:
             raise TaskError(f"unable to find VM '{vmid}'")
         await Backup(node, node.machines[vmid], job, task).run()
     except (TaskError, GuestError, LockTimeout) as error:
-        task.log(f"ERROR: Backup of VM {vmid} failed - {error}")
-        task.log(f"INFO: Failed at {_now()}")
+        _failed(task, vmid, str(error))
         return False
+    except asyncio.CancelledError:
+        if task.killed:
+            raise
+        said = "interrupted by signal"
+        _failed(task, vmid, said)
+        task.log(f"ERROR: Backup job failed - {said}")
+        raise TaskError(said) from None
     return True
+
+
+def _failed(task: Task, vmid: int, reason: str) -> None:
+    task.log(f"ERROR: Backup of VM {vmid} failed - {reason}")
+    task.log(f"INFO: Failed at {_now()}")
 
 
 def _remove(folder: Path) -> None:

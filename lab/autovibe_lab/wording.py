@@ -55,12 +55,12 @@ def state_size(memory: int) -> int:
     return 2 * memory + STATE_EXTRA
 
 
-def bytes_text(size: float) -> str:
+def bytes_text(size: float, digits: int = 1) -> str:
     """`0.0 B`, `128.0 MiB`, `1.2 GiB`."""
     unit = 0
     while size >= 1024 and unit < len(UNITS) - 1:
         size, unit = size / 1024, unit + 1
-    return f"{size:.1f} {UNITS[unit]}"
+    return f"{size:.{digits}f} {UNITS[unit]}"
 
 
 def transferred(done: int, size: int) -> str:

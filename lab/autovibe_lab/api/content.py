@@ -171,16 +171,17 @@ async def upload(call: Call) -> object:
         raise invalid(filename="property is missing and it is not optional")
     target = _target(call, call.upload.filename)
     source = call.node.paths.run / f"pveupload-{secrets.token_hex(16)}"
+    shown = f"/var/tmp/{source.name}"
     await asyncio.to_thread(_spool, call.upload.file, source)
 
     async def work(task: Task) -> None:
         try:
-            task.log(f"starting file import from: {source}")
+            task.log(f"starting file import from: {shown}")
             await asyncio.to_thread(_verify, call, source, task.log)
             task.log(f"target node: {call.node.name}")
             task.log(f"target file: {target}")
             task.log(f"file size is: {source.stat().st_size}")
-            task.log(f"command: cp -- {source} {target}")
+            task.log(f"command: cp -- {shown} {target}")
             target.parent.mkdir(parents=True, exist_ok=True)
             await asyncio.to_thread(shutil.copyfile, source, target)
             task.log("finished file import successfully")

@@ -17,6 +17,9 @@ from autovibe_lab.node import Machine
 from autovibe_lab.tasks import Task
 from autovibe_lab.volumes import Volume, is_base
 
+#: An archive is read by clusters of so many bytes.
+CLUSTER = 65536
+
 
 def restore(call: Call, given: dict[str, str]) -> object:
     """Check what can be refused at once, then make the guest in a task. `given` goes before what the backup says."""
@@ -150,7 +153,7 @@ class Restore:
         self.task.log(f"new volume ID is '{volume.volid}'")
         self.task.log(f"map 'drive-{drive.key}' to '{wording.node_path(volume.volid)}' (write zeros = 0)")
         for percent in range(1, 101):
-            read = drive.size * percent // 100 // 65536 * 65536
+            read = -(-drive.size * percent // 100 // CLUSTER) * CLUSTER
             self.task.log(f"progress {percent}% (read {read} bytes, duration 0 sec)")
         self.task.log(f"total bytes read {drive.size}, sparse bytes {drive.size} (100%)")
         return volume

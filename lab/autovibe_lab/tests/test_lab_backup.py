@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from autovibe_lab import retention
 from autovibe_lab.jobs import Job, Jobs, next_event
-from autovibe_lab.tests.testing import Client
+from autovibe_lab.tests.testing import Client, LabInThread
 
 DAY = 86400
 
@@ -81,6 +82,33 @@ def test_a_restore_over_a_guest_needs_force(client: Client, guest: object) -> No
     after = guest.config.get()
     assert {key for key in before if before[key] != after.get(key)} == {"vmgenid", "digest"}
     assert "does not exist" in str(client.refused(client.node.qemu.post, vmid=102, archive="local:backup/vzdump-x.vma"))
+
+
+def test_a_stopped_guest_shows_as_running_meanwhile(tmp_path: Path) -> None:
+    lab = LabInThread(tmp_path / "lab", time_scale=0.05)
+    client = Client(lab)
+    try:
+        machine = client.create(100)
+        upid = client.node.vzdump.post(vmid=100, storage="local", bwlimit=100 << 10)
+        while (status := machine.status.current.get())["status"] == "stopped":
+            pass
+        assert (status["qmpstatus"], status["lock"]) == ("prelaunch", "backup")
+        assert "is running" in str(client.refused(machine.delete))
+        client.ok(machine.status.start.post())
+        client.node.tasks(upid).delete()
+        assert client.wait(upid) == "interrupted by signal"
+        after = machine.status.current.get()
+        assert (after["qmpstatus"], after.get("lock")) == ("running", None)
+        assert client.node.storage("local").content.get(content="backup") == []
+    finally:
+        lab.close()
+
+
+def test_a_description_is_not_lengthened_by_a_restore(client: Client) -> None:
+    client.create(100, description="two\nlines")
+    volid = backup(client)
+    client.ok(client.node.qemu.post(vmid=101, archive=volid))
+    assert client.node.qemu(101).config.get()["description"] == client.node.qemu(100).config.get()["description"]
 
 
 def test_a_backup_server_verifies(client: Client, guest: object) -> None:
