@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -153,7 +154,9 @@ async def _parameters(request: web.Request) -> dict[str, object]:
             if not isinstance(content, dict):
                 raise ApiError(500, "a JSON object is expected", text=True)
             return dict(pairs) | {key: value for key, value in content.items() if value is not None}
-        if kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        if "Content-Type" not in request.headers:  # as a client does that encodes its form by itself
+            pairs += parse_qsl(await request.text(), keep_blank_values=True)
+        elif kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
             if await request.read():
                 raise ApiError(506, f"upload 'Content-Type '{kind}' not implemented", text=True)
         else:
