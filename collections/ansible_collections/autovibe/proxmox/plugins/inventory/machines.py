@@ -4,21 +4,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from typing import Any
-
-from ansible.errors import AnsibleError, AnsibleParserError
-from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import PveError, SettingsError
-
-try:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
-except ImportError as error:
-    if error.name not in ("proxmoxer", "requests"):
-        raise
-    Client = Endpoint = fleet = None
+# ruff: noqa: E402 (Ansible wants the documentation before the imports)
 
 DOCUMENTATION = r"""
 name: machines
@@ -183,6 +169,23 @@ cache: true
 cache_plugin: ansible.builtin.jsonfile
 cache_connection: ~/.cache/inventory
 """
+
+import os
+from collections import Counter
+from typing import Any
+
+from ansible.errors import AnsibleError, AnsibleParserError
+from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import PveError, SettingsError
+
+try:
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
+    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
+except ImportError as error:
+    if error.name not in ("proxmoxer", "requests"):
+        raise
+    Client = Endpoint = fleet = None
+
 
 #: Group → the variable that names it.
 GROUPS = {"project": "project", "type": "machine_type", "status": "status", "node": "node", "pool": "pool"}
