@@ -6,16 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.backups import Backup, Backups
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff, identity
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.lookup import MACHINE_SPEC, machine_id
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.backups import Backup, Backups
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
 
 COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 

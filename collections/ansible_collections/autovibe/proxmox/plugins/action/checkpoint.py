@@ -6,18 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoint, Checkpoints
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff, identity
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.lookup import (
     MACHINE_CONSTRAINT,
     MACHINE_SPEC,
     machine_id,
 )
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoint, Checkpoints
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
 
 KEEP_SPEC = {
     "type": "dict",

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoints
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.family import Family
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, identity
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.lookup import (
     MACHINE_CONSTRAINT,
     MACHINE_SPEC,
     machine_id,
 )
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoints
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.family import Family
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 
 
 class ActionModule(PveAction):

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import ExecResult, Guest, wrapped
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import ExecResult, Guest, wrapped
 
 
 class ActionModule(PveAction):

@@ -8,10 +8,8 @@ import re
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
 
 #: Longer texts are not worth a diff.
 DIFF_LIMIT = 256 * 1024

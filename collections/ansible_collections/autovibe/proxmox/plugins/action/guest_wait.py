@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.readiness import Readiness
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.readiness import Readiness
 
 
 class ActionModule(PveAction):

@@ -7,6 +7,13 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotFound
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.firewall import (
+    Firewall,
+    Policy,
+    refuse_duplicates,
+    seen,
+)
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     IDENTITY_SPEC,
     Client,
@@ -14,15 +21,6 @@ from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     diff,
     identity,
 )
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.firewall import (
-        Firewall,
-        Policy,
-        refuse_duplicates,
-        seen,
-    )
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 
 LEVELS = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "nolog"]
 POLICIES = ["ACCEPT", "REJECT", "DROP"]

@@ -8,6 +8,9 @@ from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Wanted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotFound, SettingsError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest, described
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     IDENTITY_SPEC,
     Client,
@@ -15,11 +18,6 @@ from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     diff,
     identity,
 )
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest, described
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source
 
 #: How long a guest may take to boot when files are to be put into it.
 AGENT_SECONDS = 180

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoints
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     IDENTITY_SPEC,
     Client,
@@ -13,11 +16,6 @@ from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     identity,
 )
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.fleet import FILTER_SPEC, filter_of
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoints
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 
 
 class ActionModule(PveAction):

@@ -7,13 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.images import Image
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Step, Templates
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.images import Image
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Step, Templates
-
 
 SOURCES = ("disk_source", "image_file", "image_url", "from_vm_id")
 STEPS_SPEC = {

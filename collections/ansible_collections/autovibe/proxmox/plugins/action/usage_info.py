@@ -8,14 +8,12 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet, usage
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.fleet import FILTER_SPEC, filter_of
 
 GROUPS = ["pool", "project", "machine_type", "node", "status", "tag"]
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet, usage
 
 
 class ActionModule(PveAction):

@@ -176,16 +176,9 @@ from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import USABLE, Client, Endpoint
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import PveError, SettingsError
-
-try:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import fleet
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
-except ImportError as error:
-    if error.name not in ("proxmoxer", "requests"):
-        raise
-    Client = Endpoint = fleet = None
-
 
 #: Group → the variable that names it.
 GROUPS = {"project": "project", "type": "machine_type", "status": "status", "node": "node", "pool": "pool"}
@@ -199,7 +192,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
     def parse(self, inventory: Any, loader: Any, path: str, cache: bool = True) -> None:
         super().parse(inventory, loader, path, cache)
-        if Client is None:
+        if not USABLE:
             raise AnsibleParserError("The Python packages proxmoxer and requests are missing: pip install them.")
         self._read_config_data(path)
         for machine in self._cached(path, cache):

@@ -17,14 +17,7 @@ from ansible.module_utils.basic import env_fallback
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.parameters import remove_values
 from ansible.plugins.action import ActionBase
-
-try:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
-except ImportError as error:
-    if error.name not in ("proxmoxer", "requests"):
-        raise
-    Client = Endpoint = None
-
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import USABLE, Client, Endpoint
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import PveError, SettingsError
 
@@ -72,7 +65,7 @@ class PveAction(ActionBase, abc.ABC):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result = super().run(tmp, task_vars)
-        if Client is None:
+        if not USABLE:
             raise AnsibleActionFail(
                 "The Python packages proxmoxer and requests are missing; install them where ansible-playbook runs: "
                 "pip install proxmoxer requests"

@@ -7,11 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
-
-from .action import Client
-
-if Client is not None:
-    from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.fleet import Filter
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.fleet import Filter
 
 FILTER_SPEC: dict[str, dict[str, Any]] = {
     "node": {"type": "str"},

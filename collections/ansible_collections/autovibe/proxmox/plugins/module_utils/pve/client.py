@@ -12,12 +12,19 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import requests
-from proxmoxer.backends.https import Backend
-from proxmoxer.core import AuthenticationError
+try:
+    import requests
+    from proxmoxer.backends.https import Backend
+    from proxmoxer.core import AuthenticationError
+except ImportError as error:
+    if error.name not in ("proxmoxer", "requests"):
+        raise
+    requests = Backend = AuthenticationError = None
 
 from .errors import ApiError, Forbidden, NoAnswer, NotAuthenticated, SettingsError, TlsNotVerified, Unreachable
 
+#: Whether the packages that every call needs are there; the rest of the core can be imported without.
+USABLE = Backend is not None
 CONNECT_TIMEOUT = 5.0
 #: Longer than the 10 s that Proxmox VE itself waits for a lock, and than the 5–11 s before its 596.
 READ_TIMEOUT = 30.0

@@ -148,7 +148,7 @@ class Guest:
         before = self._before(path, found, after)
         if before == after or check:
             return before, after
-        user, _, both = (owner or "").partition(":")
+        user, _colon, both = (owner or "").partition(":")
         user = user or next(iter(found.owners), "")
         both = both or group or next(iter(found.groups), "")
         settings = [f"chown {shlex.quote(user + (':' + both if both else ''))}"] if user or both else []

@@ -41,7 +41,7 @@ class Image:
         if self.url and not self.checksum:
             raise SettingsError("image_url: give the checksum, too; it says whether the image is still the same.")
         if self.checksum:
-            algorithm, _, digest = self._parts()
+            algorithm, _colon, digest = self._parts()
             return f"{algorithm}:{digest}"
         if NEW_DISK.fullmatch(self.volume or ""):
             return None
@@ -79,7 +79,7 @@ class Image:
             with _Upload(self.file, name) as content:
                 upid = machines.client.post(f"{where}/upload", filename=content, **values)
         else:
-            algorithm, _, digest = self._parts()
+            algorithm, _colon, digest = self._parts()
             values |= {"url": self.url, "filename": name, "checksum": digest, "checksum__algorithm": algorithm}
             upid = machines.client.post(f"{where}/download-url", **values)
         machines.task(upid)
@@ -98,7 +98,7 @@ class Image:
     def _checked(self, fingerprint: str) -> str:
         """The file's own hash; what was given has to fit it."""
         if self.checksum:
-            algorithm, _, digest = self._parts()
+            algorithm, _colon, digest = self._parts()
             found = file_hash(self.file or "", algorithm)
             if found != digest:
                 raise SettingsError(f"image_file: {self.file} has the {algorithm} {found}, not {digest}.")

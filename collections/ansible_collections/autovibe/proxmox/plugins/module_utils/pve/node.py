@@ -82,7 +82,7 @@ class Image:
 
 
 #: What a missing VM is made from; asked only when it is missing.
-FromWhere = Callable[[], Source | Image]
+FromWhere = Callable[[], "Source | Image"]
 
 
 class Node:

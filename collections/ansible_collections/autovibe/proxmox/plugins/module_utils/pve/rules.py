@@ -113,7 +113,7 @@ def _staying(targets: list[int], count: int) -> set[int]:
     missing = sorted(set(range(count)) - set(targets))
     best: list[int] = []
     best_cost = len(targets)
-    chains: list[list[int]] = [[] for _ in targets]
+    chains: list[list[int]] = [[] for _target in targets]
     for at in reversed(range(len(targets))):
         longer = [chains[later] for later in range(at + 1, len(targets)) if targets[later] > targets[at]]
         chains[at] = [targets[at], *max(longer, key=len, default=[])]

@@ -125,7 +125,7 @@ class Run:
         grown = self.machines.grown(self.wanted, seen.config)
         if not grown or disk_size({**seen.config, **grown}) == disk_size(seen.config):
             return seen
-        ((disk, value),) = grown.items()
+        disk, value = next(iter(grown.items()))
         size = properties(value, "file")["size"]
         path = self.machines.path(seen.vmid, "resize")
         self.machines.task(lambda: self.machines.client.put(path, disk=disk, size=size))
