@@ -55,6 +55,7 @@ def play(lab):
         ("all", "guest_wait", {"cloud_init": True, "port": 8000, "path": "/srv/long", "argv": ["true"]}, {}),
         ("errors", "guest_file", {"path": "/run/cloud-init/result.json", "content": '{"v1": {"errors": ["x"]}}'}, {}),
         ("broken", "guest_wait", {"cloud_init": True}, {"ignore_errors": True}),
+        ("found", "guest_exec", {"argv": ["echo", "here"], "node": None}, {}),
     ]  # fmt: skip
     book = [Task(module, {"vm_id": 300, **arguments}).play(name, **more) for name, module, arguments, more in tasks]
     ran = lab.tasks_run(*book)
@@ -109,6 +110,10 @@ def test_a_program_that_takes_too_long_is_killed(play):
     assert slow["timed_out"]
     assert (slow["rc"], slow["signal"]) == (None, 9)
     assert "more than 1 s and was killed" in slow["msg"]
+
+
+def test_the_node_is_found(play):
+    assert play.named["found"]["stdout"] == "here\n"
 
 
 def test_check_mode_runs_nothing_and_says_so(play):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import ExecResult, Guest, wrapped
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.guests import guest_of
 
 
 class ActionModule(PveAction):
@@ -29,7 +30,7 @@ class ActionModule(PveAction):
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
         argv = options["argv"] or ["/bin/sh", "-c", options["shell"] or ":"]
         program = wrapped(argv, options["env"], options["chdir"])
-        guest = Guest(client, options["node"], options["vm_id"])
+        guest = guest_of(client, options)
         conditional = bool(options["creates"] or options["removes"])
         if check and not conditional:
             return {"changed": False, "skipped": True, "msg": "A program is not run in check mode.", "argv": argv}

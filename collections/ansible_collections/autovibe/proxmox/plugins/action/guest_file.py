@@ -10,6 +10,7 @@ from typing import Any
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.guests import guest_of
 
 #: Longer texts are not worth a diff.
 DIFF_LIMIT = 256 * 1024
@@ -38,7 +39,7 @@ class ActionModule(PveAction):
         content = b""
         if options["state"] == "present":
             content = self.read_file(options["src"], "src") if options["src"] else options["content"].encode()
-        guest = Guest(client, options["node"], options["vm_id"])
+        guest = guest_of(client, options)
         if options["wait_agent"]:
             guest.wait(options["wait_agent"])
         showing = self._task.diff and not self._task.no_log

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import Guest
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.readiness import Readiness
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.guests import guest_of
 
 
 class ActionModule(PveAction):
@@ -26,7 +26,7 @@ class ActionModule(PveAction):
 
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
         readiness = Readiness(
-            Guest(client, options["node"], options["vm_id"]),
+            guest_of(client, options),
             command=["/bin/sh", "-c", options["shell"]] if options["shell"] else options["argv"],
             **{key: options[key] for key in ("cloud_init", "port", "path", "address")},
         )
