@@ -70,6 +70,15 @@ async def make_drive(node: Node, vmid: int, key: str, value: str, log: Log) -> t
     return text, [volume.volid]
 
 
+def _fixed_size(drive: Drive) -> int | None:
+    """Firmware variables and a TPM's state are as large as they are, whatever is asked for."""
+    if drive.key == "tpmstate0":
+        return 4 << 20
+    if drive.key == "efidisk0":
+        return 528 << 10 if drive.properties.get("efitype") == "4m" else 128 << 10
+    return None
+
+
 async def _make_volume(node: Node, vmid: int, drive: Drive, log: Log) -> Volume:
     """While it is made its storage is locked, which takes long on a slow one."""
     storage, _, what = drive.volid.partition(":")
@@ -86,7 +95,8 @@ async def _make_volume(node: Node, vmid: int, drive: Drive, log: Log) -> Volume:
         elif source:
             volume = await node.storages.import_image(storage, vmid, source, form)
         else:
-            volume = await node.storages.create(storage, vmid, int(float(what) * (1 << 30)), form)
+            size = _fixed_size(drive) or int(float(what) * (1 << 30))
+            volume = await node.storages.create(storage, vmid, size, form)
         log(wording.formatting(volume.volid, volume.size))
     if source:
         log(wording.transferred(0, volume.size))

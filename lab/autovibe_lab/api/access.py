@@ -62,7 +62,7 @@ def index(*subdirs: str) -> list[dict]:
 
 @route("GET", "/access")
 async def access(call: Call) -> object:
-    return index("users", "groups", "roles", "acl", "domains", "openid", "tfa", "ticket", "password", "permissions")
+    return index("users", "groups", "roles", "acl", "domains", "openid", "tfa", "ticket", "password")
 
 
 @route("GET", "/access/ticket")

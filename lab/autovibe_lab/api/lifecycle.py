@@ -8,7 +8,7 @@ from autovibe_lab import edit, options, wording
 from autovibe_lab.api.guest_permits import check_create
 from autovibe_lab.api.restore import restore
 from autovibe_lab.api.routes import Call, route
-from autovibe_lab.api.show import summary
+from autovibe_lab.api.show import status, summary
 from autovibe_lab.config import Drive, drives, format_size, owned_volumes
 from autovibe_lab.disks import DiskError
 from autovibe_lab.errors import ApiError, TaskError
@@ -39,7 +39,11 @@ def given_options(call: Call) -> dict[str, str]:
 
 @route("GET", "/nodes/{node}/qemu")
 async def listing(call: Call) -> object:
-    return [summary(machine) for _, machine in sorted(call.node.machines.items())]
+    found = [machine for _, machine in sorted(call.node.machines.items())]
+    if not call.get("full"):
+        return [summary(machine) for machine in found]
+    only_single = ("ha", "agent", "clipboard")
+    return [{key: value for key, value in status(each).items() if key not in only_single} for each in found]
 
 
 @route("GET", "/nodes/{node}/qemu/{vmid}")

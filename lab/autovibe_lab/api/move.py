@@ -24,7 +24,7 @@ def _drive(call: Call, machine: Machine) -> Drive:
         raise ApiError(500, "you can't move a cdrom")
     same = drive.volid.partition(":")[0] == call.params["storage"]
     if same and call.get("format", wording.kind(drive.volid)) == wording.kind(drive.volid):
-        raise ApiError(500, "you can't move on the same storage with same format")
+        raise ApiError(500, "you can't move to the same storage with same format")
     kept = any(drive.volid == other.volid for section in config.snapshots.values() for other in drives(section))
     if kept and call.get("delete"):
         raise ApiError(500, "you can't move a disk with snapshots and delete the source")

@@ -124,7 +124,7 @@ async def _try_agent(node: Node, machine: Machine, task: Task) -> None:
 
 @route("GET", STATUS)
 async def index(call: Call) -> object:
-    commands = ("current", "start", "stop", "reset", "shutdown", "suspend", "resume", "reboot")
+    commands = ("current", "start", "stop", "reset", "shutdown", "suspend", "reboot")
     return [{"subdir": name} for name in commands]
 
 

@@ -64,6 +64,8 @@ async def listing(call: Call) -> object:
         if name in allowed and call.get("enabled", user.enable) == user.enable:
             realm = access.domains.get(name.rpartition("@")[2], {})
             entry = _shown(user) | {"userid": name} | ({"realm-type": realm["type"]} if realm else {})
+            if name == ROOT and not user.email:
+                del entry["email"]  # nobody has ever written it
             if call.get("full"):
                 entry["groups"] = ",".join(_groups_of(call, name))
                 entry["tokens"] = [{"tokenid": its, **_token(token)} for its, token in sorted(user.tokens.items())]

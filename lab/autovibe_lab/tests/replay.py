@@ -35,6 +35,8 @@ README = PROJECT / "lab" / "README.md"
 #: A second of Proxmox's, in seconds here: locks, shutdowns, slow copies.
 TIME_SCALE = 0.03
 LONGEST_TASK = 15
+#: Before this call the recorder deleted all guests that were left, and wrote down only which one stayed.
+CLEANED_BEFORE = 1435
 MARKS = ("<!-- replay: begin -->", "<!-- replay: end -->")
 
 
@@ -142,6 +144,7 @@ class Replay:
         # Calls that were made at the same time were all answered before the first one's worker began.
         self.lab.node.tasks.fork_delay = 0.1 if len(group) > 1 else 0
         if len(group) == 1:
+            self._unrecorded(group[0])
             self._await_task(group[0])
             send(group[0])
         else:
@@ -157,6 +160,23 @@ class Replay:
                 thread.join()
         for call in group:
             self.results.append(self._compare(call, replies[call["seq"]]))
+
+    def _unrecorded(self, call: dict) -> None:
+        """What the recorder did without writing it down: calls of which only the task was, and its cleaning up."""
+        match = re.search(r"/tasks/(UPID:[^/]+)/status$", call["path"])
+        made = re.match(
+            r"final task status of: (POST|DELETE) (/nodes/pve1/qemu/\d+(?:/status/stop)?) *$", call.get("note", "")
+        )
+        if match and made and match[1] not in self.sender.made_up:
+            upid = self.sender.as_root(made[1], made[2])
+            if str(upid).startswith("UPID:"):
+                self.sender.made_up[match[1]] = upid
+        if call["seq"] == CLEANED_BEFORE:
+            kept = {entry["vmid"] for entry in call["response_body"]["data"]}
+            for vmid in sorted(set(self.lab.node.machines) - kept, reverse=True):
+                self.sender.as_root("POST", f"/nodes/pve1/qemu/{vmid}/status/stop")
+                self.sender.as_root("DELETE", f"/nodes/pve1/qemu/{vmid}")
+                self._until(lambda vmid=vmid: vmid not in self.lab.node.machines, 5)
 
     def _await_task(self, call: dict) -> None:
         """A call that was answered with an ended task was repeated until then."""

@@ -113,6 +113,8 @@ class Sender:
         path, params = self.translated(call["path"]), self.translated(call.get("params"))
         if isinstance(params, dict) and params.get("pid", "") in self.pids:
             params["pid"] = self.pids[params["pid"]]
+        if isinstance(params, dict) and "since" in params:
+            params["since"] = self._time(params["since"])
         if "no TLS" in path:
             return self._without_tls(path.split(") ")[1])
         path = path.split(" (outside")[0] if "(outside" in path else path
@@ -132,6 +134,11 @@ class Sender:
             return self.send(method, quote(path, safe="/:@!*~"), body, headers)
         target, body = self._encoded(call, path, params, headers)
         return self.send(method, target, body, headers)
+
+    def as_root(self, method: str, path: str) -> object:
+        """The data of a call that is not in the recording."""
+        reply = self.send(method, f"/api2/json{path}", None, self.credentials("root", method, ""))
+        return json.loads(reply.body)["data"] if reply.status == 200 else None
 
     def _encoded(self, call: dict, path: str, params: object, headers: dict) -> tuple[str, str | None]:
         target, body = quote(path, safe="/:@!*~"), None
@@ -178,6 +185,15 @@ class Sender:
     def _known(self, text: str) -> str:
         """The lab's own folders under the names that a node gives them."""
         return text.replace(str(self.folder / "seed"), "/var/tmp/seed").replace(str(self.lab.state), "/var/lib/vz")
+
+    def _time(self, recorded: int) -> int:
+        """The lab's time for a recorded one: by the tasks that began before it."""
+        pairs = [(int(key.split(":")[4], 16), int(value.split(":")[4], 16)) for key, value in self._tasks()]
+        before = max((pair for pair in pairs if pair[0] <= recorded), default=(recorded, recorded))
+        return before[1] + (recorded > before[0])
+
+    def _tasks(self) -> list[tuple[str, str]]:
+        return [pair for pair in self.made_up.items() if pair[0].startswith("UPID:")]
 
     def learn(self, recorded: dict, body: object, made_up: dict[str, str]) -> None:
         """What the lab made up instead of what the node had made up; and the secrets of new tokens."""
