@@ -75,6 +75,7 @@ PUT,DELETE /cluster/sdn/zones/* : /sdn/zones/{{zone}} SDN.Allocate
 POST /cluster/sdn/vnets : /sdn/zones/{{zone}} SDN.Allocate
 PUT /cluster/sdn : /sdn SDN.Allocate
 GET /cluster/mapping/** : all
+GET /cluster/backup-info : root
 GET /cluster/** : / Sys.Audit
 POST,PUT,DELETE /cluster/replication/** : /storage Datastore.Allocate
 POST,PUT,DELETE /cluster/firewall/** : / Sys.Modify
@@ -210,7 +211,9 @@ def _lines() -> list[tuple[set[str], re.Pattern, str]]:
 def need_of(method: str, template: str) -> str | None:
     """The need of a call, or None when it is root's alone. `template` as its route has it."""
     path = re.sub(r"{[^}]*}", "x", template)
-    return next((need for methods, pattern, need in _lines() if method in methods and pattern.fullmatch(path)), None)
+    needs = (need for methods, pattern, need in _lines() if method in methods and pattern.fullmatch(path))
+    need = next(needs, "root")
+    return None if need == "root" else need
 
 
 def check(asking: Asking) -> None:
