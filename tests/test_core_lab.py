@@ -300,3 +300,18 @@ def test_a_failed_task_brings_its_log(lab):
     with pytest.raises(errors.TaskFailed) as caught:
         connected(lab).ensure(200, Wanted(), state="started")
     assert any("vmbr9" in line for line in caught.value.log)
+
+
+def test_nothing_of_the_environment_replaces_the_certificate_or_the_token(lab, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other-ca.pem"))
+    assert connected(lab).client.get("/version")["version"].startswith("8.")
+
+
+def test_a_proxy_of_the_environment_is_used(lab, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(errors.Unreachable):
+        connected(lab).client.get("/version")

@@ -191,6 +191,11 @@ class Client:
         backend = Backend(end.host, **options)
         self._session = backend.get_session()
         self._base = backend.get_base_url()
+        # The environment is read once, for its proxies. Of the rest, REQUESTS_CA_BUNDLE would replace ca_path, and a
+        # netrc entry the token's header.
+        environment = self._session.merge_environment_settings(self._base, {}, None, verify, None)
+        self._session.proxies.update(environment["proxies"])
+        self._session.trust_env = False
 
     def _connection_error(self, method: str, path: str, error: Exception) -> Unreachable | NoAnswer:
         text = str(error)
