@@ -125,10 +125,9 @@ def test_secrets_are_hashed_in_a_file_of_ones_own(tmp_path):
     assert not again.verify("nobody@pve", "")
 
 
-def test_every_call_says_what_it_needs():
-    assert [
-        f"{route.method} {route.template}" for route in ROUTES if need_of(route.method, route.template) is None
-    ] == []
+def test_every_call_says_what_it_needs_but_the_one_that_is_for_root():
+    unsaid = [f"{route.method} {route.template}" for route in ROUTES if need_of(route.method, route.template) is None]
+    assert unsaid == ["GET /cluster/backup-info"]
 
 
 #: Where the line says the same in other words, or more than the reference, which names only PVE 8.
