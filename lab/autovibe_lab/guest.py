@@ -161,6 +161,11 @@ class NullGuest:
         self._next = itertools.count(1000)
 
     @property
+    def has_system(self) -> bool:
+        """An operating system runs in it."""
+        return self._running and not self._silent
+
+    @property
     def files(self) -> dict[str, bytes]:
         return self.disk.files
 
@@ -235,7 +240,9 @@ class NullGuest:
         return {"version": "7.2.22", "supported_commands": commands + silent}
 
     def _guest_get_osinfo(self) -> dict:
-        return {"id": "null", "name": "Null guest", "pretty-name": "Null guest", "machine": "x86_64"}
+        found = {"id": "null", "name": "Null guest", "pretty-name": "Null guest 1", "machine": "x86_64"}
+        found |= {"version": "1", "version-id": "1", "kernel-release": "6.1.0-0-null", "kernel-version": "#1 SMP"}
+        return found
 
     def _hostname(self) -> str:
         return self._config.get("name", f"VM{self.vmid}")
@@ -340,11 +347,15 @@ class NullGuest:
 
     def _guest_fsfreeze_freeze(self) -> int:
         self.frozen = True
-        return 1
+        return self._file_systems()
 
     def _guest_fsfreeze_thaw(self) -> int:
-        count, self.frozen = int(self.frozen), False
+        count, self.frozen = self._file_systems() if self.frozen else 0, False
         return count
+
+    def _file_systems(self) -> int:
+        """How many can be frozen: what runs off a CD has none."""
+        return 0 if self.bare else 1
 
     def _guest_fstrim(self) -> dict:
         return {"paths": []}

@@ -131,12 +131,9 @@ class QemuGuest:
         await self._monitor("cont")
 
     async def reset(self) -> None:
-        # It runs with -no-reboot, which takes every reset for an end.
+        # It was started with -no-reboot, which takes every reset for an end; the BIOS resets once more by itself.
         await self._monitor("set-action", reboot="reset")
-        try:
-            await self._monitor("system_reset")
-        finally:
-            await self._monitor("set-action", reboot="shutdown")
+        await self._monitor("system_reset")
 
     async def close(self) -> None:
         self._channel.close()

@@ -125,8 +125,9 @@ class Tasks:
         self._ranks = itertools.count(1)
         self._beside: set[asyncio.Task] = set()
         self.deaths: list[Death] = []
-        #: Seconds from a call's answer to its worker's first step: others may be faster.
-        self.fork_delay = 0.0
+        #: While it is closed no worker makes its first step: what was called meanwhile begins at one moment.
+        self.gate = asyncio.Event()
+        self.gate.set()
         self._load()
 
     def _load(self) -> None:
@@ -161,7 +162,7 @@ class Tasks:
 
     async def _run(self, task: Task, work: Callable[[Task], Awaitable[None]]) -> None:
         try:
-            await asyncio.sleep(self.fork_delay)
+            await self.gate.wait()
             await work(task)
             status = "OK"
             task.log("TASK OK")

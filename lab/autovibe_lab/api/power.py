@@ -26,7 +26,7 @@ COMMON = {"skiplock": opt(BOOLEAN)}
 #: How long a shutdown waits without `timeout`: a minute for ACPI, three with an agent, as Proxmox.
 SHUTDOWN_TIMEOUT = 60
 #: Seconds between the end of a reboot's task and the guest's new start.
-REBOOT_GAP = 1
+REBOOT_GAP = 2
 
 
 async def start_guest(node: Node, machine: Machine, log: edit.Log, vmstate: str | None = None) -> None:

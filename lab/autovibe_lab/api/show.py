@@ -6,6 +6,7 @@ import re
 import time
 
 from autovibe_lab.config import NETS, boot_disk, drives, split_properties
+from autovibe_lab.guest import NullGuest, boots_from_cd
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.options import agent_enabled
 
@@ -13,7 +14,7 @@ from autovibe_lab.options import agent_enabled
 def summary(machine: Machine) -> dict:
     """A line of …/qemu."""
     current, running = machine.config.current, machine.running()
-    disk = None if current.get("boot") == " " else boot_disk(current)
+    disk = None if current.get("boot") == " " or boots_from_cd(current) else boot_disk(current)
     entry: dict[str, object] = {
         "vmid": machine.vmid,
         "name": machine.name,
@@ -40,6 +41,8 @@ COUNTED = [f"{state}_{what}_operations" for state in ("failed", "invalid") for w
 COUNTED += [f"{what}_{unit}" for what in ("rd", "wr", "unmap") for unit in ("operations", "bytes", "merged")]
 COUNTED += [f"{what}_total_time_ns" for what in ("rd", "wr", "unmap", "flush")]
 COUNTED += ["flush_operations", "wr_highest_offset"]
+#: What a guest's balloon driver counts.
+COUNTED_BY_GUEST = ("major_page_faults", "minor_page_faults", "mem_swapped_in", "mem_swapped_out")
 SUPPORT = ("pbs-dirty-bitmap", "pbs-dirty-bitmap-migration", "pbs-dirty-bitmap-savevm", "pbs-masterkey")
 SUPPORT += ("query-bitmap-info", "backup-max-workers")
 
@@ -63,6 +66,11 @@ def _running(machine: Machine, memory: int) -> dict:
     actual = int(current.get("balloon", 0)) << 20 or memory
     found: dict[str, object] = {"qmpstatus": machine.qmpstatus, "balloon": actual}
     found["ballooninfo"] = {"actual": actual, "max_mem": memory}
+    if isinstance(machine.guest, NullGuest) and machine.guest.has_system:
+        free = actual * 3 // 4
+        found["ballooninfo"] |= dict.fromkeys(COUNTED_BY_GUEST, 0) | {"total_mem": actual, "free_mem": free}
+        found["ballooninfo"] |= {"last_update": int(time.time())}
+        found["freemem"] = free
     flags = {"account_failed": True, "account_invalid": True, "timed_stats": []}
     found["blockstat"] = {drive.key: dict.fromkeys(COUNTED, 0) | flags for drive in drives(current)}
     taps = [f"tap{machine.vmid}i{key.removeprefix('net')}" for key in current if NETS.fullmatch(key)]

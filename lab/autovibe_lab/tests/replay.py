@@ -14,6 +14,7 @@ beside the project).
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import sys
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -113,7 +114,13 @@ class Replay:
 
     def __init__(self, folder: Path, calls: list[dict]) -> None:
         self.calls = calls
-        settings = {"login_delay": 0, "time_scale": TIME_SCALE, "null_guests": True, "bare_guests": True}
+        settings = {
+            "login_delay": 0,
+            "time_scale": TIME_SCALE,
+            "null_guests": True,
+            "bare_guests": True,
+            "latency": "pve84",
+        }
         settings["site"] = "bare"
         self.lab = LabInThread(folder / "lab", **settings)
         self.sender = Sender(self.lab, folder)
@@ -141,23 +148,13 @@ class Replay:
         def send(call: dict) -> None:
             replies[call["seq"]] = self.sender.perform(call)
 
-        # Calls that were made at the same time were all answered before the first one's worker began.
-        self.lab.node.tasks.fork_delay = 0.1 if len(group) > 1 else 0
         if len(group) == 1:
             self._unrecorded(group[0])
             self._await_task(group[0])
+            self._await_guest(group[0])
             send(group[0])
         else:
-            threads, calls = [], self.lab.lab.server.aids.calls
-            for call in group:
-                before = len(calls)
-                threads.append(threading.Thread(target=send, args=(call,)))
-                threads[-1].start()
-                self._until(lambda before=before: len(calls) > before, 2)
-                # In their order, as far as they don't wait.
-                self._until(lambda before=before: calls[before]["status"] is not None, 0.03)
-            for thread in threads:
-                thread.join()
+            self._together(group, send)
         for call in group:
             self.results.append(self._compare(call, replies[call["seq"]]))
 
@@ -178,6 +175,26 @@ class Replay:
                 self.sender.as_root("DELETE", f"/nodes/pve1/qemu/{vmid}")
                 self._until(lambda vmid=vmid: vmid not in self.lab.node.machines, 5)
 
+    def _together(self, group: list[dict], send: Callable[[dict], None]) -> None:
+        """Calls that were made at the same time: in their order, and all before the first one's worker begins."""
+        threads, calls, gate = [], self.lab.lab.server.aids.calls, self.lab.node.tasks.gate
+
+        async def close() -> None:
+            await asyncio.sleep(0)  # what was started before has begun
+            gate.clear()
+
+        self.lab.run(close())
+        for call in group:
+            before = len(calls)
+            threads.append(threading.Thread(target=send, args=(call,)))
+            threads[-1].start()
+            self._until(lambda before=before: len(calls) > before, 2)
+            # Some wait for a lock before they are answered.
+            self._until(lambda before=before: calls[before]["status"] is not None, 0.03)
+        self.lab.loop.call_soon_threadsafe(gate.set)
+        for thread in threads:
+            thread.join()
+
     def _await_task(self, call: dict) -> None:
         """A call that was answered with an ended task was repeated until then."""
         match = re.search(r"/tasks/(UPID:[^/]+)(/|$)", call["path"])
@@ -189,6 +206,13 @@ class Replay:
         task = self.lab.node.tasks.all.get(self.sender.made_up.get(match[1], ""))
         if task:
             self._until(lambda: task.status is not None, LONGEST_TASK)
+
+    def _await_guest(self, call: dict) -> None:
+        """The agent of a guest that is being started again was asked when it was there."""
+        match = re.search(r"/qemu/(\d+)/agent/", call["path"])
+        machine = self.lab.node.machines.get(int(match[1])) if match else None
+        if machine and call["http_status"] == 200:
+            self._until(machine.running, 2)
 
     def _until(self, condition: object, seconds: float) -> None:
         end = time.monotonic() + seconds

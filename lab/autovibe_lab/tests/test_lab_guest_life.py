@@ -46,6 +46,19 @@ def answered(machine: object, within: float = 90) -> None:
                 raise
 
 
+def speaks_utf8(machine: object) -> None:
+    """Each character is one byte on the wire: UTF-8 goes through as its bytes, in a path, an argument and input too."""
+    path, said = (text.encode().decode("latin-1") for text in ("/workspace/Grüße €", "naïve ☃"))
+    machine.agent("file-write").post(file=path, content=said)
+    assert machine.agent("file-read").get(file=path)["content"] == said
+    script = 'cat "$1" - && printf %s "$2"'
+    command = ["sh", "-c", script, "sh", path, said]
+    pid = machine.agent.exec.post(command=command, **{"input-data": said})["pid"]
+    while not (result := machine.agent("exec-status").get(pid=pid))["exited"]:
+        continue
+    assert result["out-data"] == said * 3
+
+
 def test_a_real_guest_keeps_its_disk_through_snapshot_template_and_clone(real):
     node = real.node
     source = {"scsi0": "local:0,import-from=local:import/autovibe-guest.qcow2", "ide2": "local:cloudinit"}
@@ -63,6 +76,13 @@ def test_a_real_guest_keeps_its_disk_through_snapshot_template_and_clone(real):
     assert names["eth0"]["ip-addresses"][0]["ip-address"] == "192.168.100.17"
     assert real.refused(machine.agent.exec.post, command=["/no/such/binary"]).status_code == 596
 
+    speaks_utf8(machine)
+    real.ok(machine.status.suspend.post(todisk=1))
+    assert machine.config.get()["lock"] == "suspended"
+    real.ok(machine.status.start.post())
+    answered(machine)
+    assert "lock" not in machine.config.get()
+
     machine.agent("file-write").post(file="/workspace/x", content="first")
     real.ok(machine.snapshot.post(snapname="ram", vmstate=1))
     machine.agent("file-write").post(file="/workspace/x", content="second")
@@ -70,6 +90,11 @@ def test_a_real_guest_keeps_its_disk_through_snapshot_template_and_clone(real):
     assert machine.agent("file-read").get(file="/workspace/x")["content"] == "first"
 
     real.ok(machine.snapshot("ram").delete())
+    pid = machine.agent.exec.post(command=["sync"])["pid"]
+    while not machine.agent("exec-status").get(pid=pid)["exited"]:
+        continue
+    real.ok(machine.status.reset.post())
+    answered(machine)
     real.ok(machine.resize.put(disk="scsi0", size="+1G"))
     real.ok(machine.status.shutdown.post(timeout=60, forceStop=1))
     real.ok(machine.template.post())
