@@ -236,6 +236,8 @@ class NullGuest:
 
     def _guest_info(self) -> dict:
         commands = [{"name": f"guest-{name}", "enabled": True, "success-response": True} for name in COMMANDS]
+        for command in commands:
+            command["enabled"] = command["name"] != "guest-get-devices"  # Windows only
         silent = [{"name": f"guest-{name}", "enabled": True, "success-response": False} for name in UNANSWERED]
         return {"version": "7.2.22", "supported_commands": commands + silent}
 
@@ -269,7 +271,7 @@ class NullGuest:
         ]
 
     def _guest_get_memory_blocks(self) -> list[dict]:
-        return [{"phys-index": number, "online": True, "can-offline": True} for number in range(2)]
+        return [{"phys-index": number, "online": True, "can-offline": True} for number in (1, 0)]
 
     def _guest_get_memory_block_info(self) -> dict:
         return {"size": 128 << 20}
