@@ -171,9 +171,9 @@ class Replay:
         if call["seq"] == CLEANED_BEFORE:
             kept = {entry["vmid"] for entry in call["response_body"]["data"]}
             for vmid in sorted(set(self.lab.node.machines) - kept, reverse=True):
-                self.sender.as_root("POST", f"/nodes/pve1/qemu/{vmid}/status/stop")
-                self.sender.as_root("DELETE", f"/nodes/pve1/qemu/{vmid}")
-                self._until(lambda vmid=vmid: vmid not in self.lab.node.machines, 5)
+                for method, path in (("POST", f"{vmid}/status/stop"), ("DELETE", f"{vmid}")):
+                    task = self.lab.node.tasks.all.get(self.sender.as_root(method, f"/nodes/pve1/qemu/{path}"))
+                    self._until(lambda task=task: task is None or task.status is not None, LONGEST_TASK)
 
     def _together(self, group: list[dict], send: Callable[[dict], None]) -> None:
         """Calls that were made at the same time: in their order, and all before the first one's worker begins."""
