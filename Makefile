@@ -36,8 +36,9 @@ lint: setup-test ## Check style: ruff, ansible-lint, shellcheck, YAML
 format: setup ## Format the Python code
 	@$(BIN)/ruff check --fix -q .; $(BIN)/ruff format .
 
-bench: setup ## Print how long spawns take beside the bare API calls
+bench: setup ## Print how long we take beside the bare API calls and community.proxmox
 	@$(BIN)/python tests/bench/spawn.py
+	@$(BIN)/python tests/bench/collection.py
 
 schema: setup ## Write schema/schema.sql anew from the migrations
 	@$(BIN)/python -m autovibe.schema
