@@ -164,10 +164,13 @@ def _span(duration: dict[str, str]) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def running_lab(state: Path, *options: str) -> Iterator[Lab]:
-    """A lab without an image, and on it the template `null`, whose machines are null guests."""
+def running_lab(state: Path, *options: str, site: str = "full") -> Iterator[Lab]:
+    """A lab without an image, and on it the template `null`, whose machines are null guests.
+
+    Its token may do everything, unless `site` is `least`: then what is made needs a pool.
+    """
     lab = Lab(state)
-    lab.command("up", "--no-image", "--port", str(lab.port), *options)
+    lab.command("up", "--no-image", "--port", str(lab.port), "--site", site, *options)
     try:
         lab.ok("templates", template_name="null", template_disk_source="null:1")
         yield lab

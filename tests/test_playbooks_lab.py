@@ -13,7 +13,7 @@ from labs import running_lab
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    with running_lab(tmp_path_factory.mktemp("state")) as found:
+    with running_lab(tmp_path_factory.mktemp("state"), site="least") as found:
         yield found
 
 

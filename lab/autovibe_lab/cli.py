@@ -9,6 +9,7 @@ import click
 
 from autovibe_lab import control
 from autovibe_lab.latency import PROFILES
+from autovibe_lab.site import SITES
 
 
 class Failed(click.ClickException):
@@ -63,6 +64,16 @@ def lab() -> None:
 @click.option("--time-scale", type=click.FloatRange(0), default=1, show_default=True, help="Multiply all delays.")
 @click.option(
     "--nodes", type=click.IntRange(1, 16), default=1, show_default=True, help="Play a cluster of so many nodes."
+)
+@click.option(
+    "--site",
+    type=click.Choice(SITES),
+    default="least",
+    show_default=True,
+    help="What the lab's own token may do: what the collection needs, everything, or there is none.",
+)
+@click.option(
+    "--pve-version", type=click.Choice(["8", "9"]), default="8", show_default=True, help="Whose privileges there are."
 )
 @json_option
 def up(state: Path | None, no_image: bool, as_json: bool, **settings: object) -> None:

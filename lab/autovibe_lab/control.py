@@ -69,6 +69,8 @@ def up(
     latency: str = "off",
     time_scale: float = 1,
     nodes: int = 1,
+    site: str = "least",
+    pve_version: int = 8,
     progress: Progress = lambda text: None,
 ) -> dict:
     """Start the lab and return its endpoint as soon as it answers; one that runs already is left as it is.
@@ -92,6 +94,7 @@ def up(
         settings += ["--hub-port", DEFAULT_HUB_PORT if hub_port is None else hub_port, "--accel", accel]
         settings += ["--login-delay", login_delay, "--lock-timeout", lock_timeout]
         settings += ["--latency", latency, "--time-scale", time_scale, "--nodes", nodes]
+        settings += ["--site", site, "--pve-version", pve_version]
         return _start(state, [str(setting) for setting in settings])
 
 

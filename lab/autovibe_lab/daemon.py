@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--bare-guests", action="store_true", help="null guests without an operating system")
     parser.add_argument("--time-scale", type=float, default=1)
     parser.add_argument("--pve-version", type=int, choices=(8, 9), default=8)
-    parser.add_argument("--site", choices=site.SITES, default="full", help="what the lab's own token may do")
+    parser.add_argument("--site", choices=site.SITES, default="least", help="what the lab's own token may do")
     settings = Settings(**vars(parser.parse_args()))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     with only_one(settings.state):

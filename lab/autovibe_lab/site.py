@@ -17,7 +17,7 @@ SITES = ("least", "full", "bare")
 
 #: What the token may do with the guests of its pool, by version of Proxmox.
 MACHINES = (
-    "Pool.Audit VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CPU VM.Config.Cloudinit VM.Config.Disk"
+    "VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CPU VM.Config.Disk"
     " VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot"
 )
 INSIDE = {8: "VM.Monitor"}
