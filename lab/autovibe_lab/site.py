@@ -17,17 +17,16 @@ SITES = ("least", "full", "bare")
 
 #: What the token may do with the guests of its pool, by version of Proxmox.
 MACHINES = (
-    "VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CPU VM.Config.Disk"
+    "Pool.Audit VM.Allocate VM.Audit VM.Backup VM.Clone VM.Config.CPU VM.Config.Disk"
     " VM.Config.HWType VM.Config.Memory VM.Config.Network VM.Config.Options VM.PowerMgmt VM.Snapshot"
 )
-INSIDE = {8: "VM.Monitor"}
-INSIDE_9 = "VM.GuestAgent.Audit VM.GuestAgent.FileRead VM.GuestAgent.FileWrite VM.GuestAgent.FileSystemMgmt"
-INSIDE_9 += " VM.GuestAgent.Unrestricted"
+#: For the guest agent's commands; that of 9 includes VM.GuestAgent.Audit, FileRead, FileWrite and FileSystemMgmt.
+INSIDE = {8: "VM.Monitor", 9: "VM.GuestAgent.Unrestricted"}
 
 
 def roles(version: int = 8) -> dict[str, frozenset[str]]:
     """The roles of the token."""
-    inside = INSIDE.get(version, INSIDE_9)
+    inside = INSIDE[version]
     return {
         "AutovibeMachines": frozenset(f"{MACHINES} {inside}".split()),
         "AutovibeStorage": frozenset({"Datastore.AllocateSpace"}),

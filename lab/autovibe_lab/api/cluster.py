@@ -132,6 +132,8 @@ async def log(call: Call) -> object:
         if task.status is not None:
             ended = f"end task {task.upid} {task.status}"
             found.append((task.endtime, task.node, task.user, 6 if task.status == "OK" else 3, "pvedaemon", ended))
+    if not call.can("/", "Sys.Syslog"):
+        found = [line for line in found if line[2] == call.user]
     names = ("time", "node", "user", "pri", "tag", "msg")
     entries = [dict(zip(names, values, strict=True)) for values in sorted(found, key=lambda values: values[0])]
     for number, entry in enumerate(entries, 1):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .config import PASSWORD, Identity, Wanted, as_call, desired, differences
 from .devices import disk_size, parse_net, properties
-from .errors import ApiError, IdTaken, NotFound, PveError
+from .errors import ApiError, Forbidden, IdTaken, NotFound, PveError
 from .node import FromWhere, Image, Seen, Source
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Run:
             raise NotFound(f"VM {self.vmid} was made and is gone again.")
         return Seen(self.vmid or 0, config, "stopped")
 
+    def _is_missing(self, vmid: int, error: ApiError) -> bool:
+        """Whether the refusal means that there is no such VM; who may not see all gets a 403 for it."""
+        return error.no_such_vm or (isinstance(error, Forbidden) and self.machines.is_free(vmid))
+
     def _begin(self, origin: Source | Image, vmid: int) -> str:
         # The id is remembered before the call: when its answer is lost, the next pass looks at this id.
         machines, wanted = self.machines, self.wanted
@@ -111,7 +115,7 @@ class Run:
                 origin, vmid, name=wanted.name, description=wanted.description(), pool=wanted.pool
             )
         except ApiError as error:
-            if error.no_such_vm and not isinstance(origin, Image):
+            if isinstance(origin, Source) and self._is_missing(origin.vmid, error):
                 raise NotFound(f"The source, VM {origin.vmid}, does not exist on node {machines.node}.") from error
             if not error.id_taken:
                 raise
