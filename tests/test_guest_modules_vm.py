@@ -61,7 +61,7 @@ def named(tmp_path_factory):
     state = tmp_path_factory.mktemp("state")
     (state / "binary").write_bytes(BINARY)
     lab = Lab(state)
-    lab.command("up", "--port", str(lab.port))
+    lab.command("up", "--port", str(lab.port), "--site", "full")
     try:
         template = Task("template", {"name": "real", "disk_source": "local:import/autovibe-guest.qcow2",
                                      "storage": "local"})  # fmt: skip

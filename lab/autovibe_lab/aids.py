@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 from aiohttp import web
 
+from autovibe_lab.api.show import resource
 from autovibe_lab.faults import Fault, Hold, Match
 from autovibe_lab.firewall import enforce
 from autovibe_lab.firewall.verdict import of_dict
@@ -78,6 +79,8 @@ class Aids:
         if what == "tasks" and method == "GET":
             tasks = self.node.cluster.tasks()
             return [task.status_entry() | {"exitstatus": task.status} for task in tasks]
+        if what == "guests" and method == "GET":
+            return [resource(node, machine) for node, machine in self.node.cluster.guests()]
         if what == "kills" and method == "POST":
             return self._kill(body)
         if what == "nodes":

@@ -23,7 +23,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from autovibe_lab.auth import TOKEN_ID
 from autovibe_lab.daemon import DEFAULT_HUB_PORT, DEFAULT_PORT, HOST
 from autovibe_lab.paths import LabPaths
 
@@ -127,7 +126,7 @@ def running(state: Path) -> dict | None:
     if endpoint["pid"] not in _daemons(state):
         return None
     try:
-        call(state, endpoint, "/version")
+        call(state, endpoint, "guests")
     except (OSError, urllib.error.URLError):
         return None
     return endpoint
@@ -139,7 +138,7 @@ def status(state: Path | None = None) -> dict:
     endpoint = running(state)
     found: dict = {"state": str(state), "running": endpoint is not None, "exists": (state / MARK).exists()}
     if endpoint:
-        machines = call(state, endpoint, "/cluster/resources?type=vm")
+        machines = call(state, endpoint, "guests")
         found |= endpoint | {
             "url": f"https://{endpoint['host']}:{endpoint['port']}",
             "guests": sum(not machine["template"] for machine in machines),
@@ -151,13 +150,13 @@ def status(state: Path | None = None) -> dict:
 
 
 def call(state: Path, endpoint: dict, path: str) -> object:
-    """GET something from the lab with its token."""
+    """GET one of the lab's own aids: they answer whoever may see what in its API."""
     context = ssl.create_default_context(cafile=state / "ca.pem")
-    secret = (state / "token-secret").read_text()
-    url = f"https://{endpoint['host']}:{endpoint['port']}/api2/json{path}"
-    request = urllib.request.Request(url, headers={"Authorization": f"PVEAPIToken={TOKEN_ID}={secret}"})
+    secret = (state / "lab-token").read_text()
+    url = f"https://{endpoint['host']}:{endpoint['port']}/lab/{path}"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {secret}"})
     with urllib.request.urlopen(request, context=context, timeout=10) as response:
-        return json.load(response)["data"]
+        return json.load(response)
 
 
 # Before the start ---------------------------------------------------------------------------------------------------

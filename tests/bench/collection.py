@@ -51,7 +51,7 @@ class Site:
         confs.mkdir()
         for vmid in range(100_000, 100_000 + self.guests):
             (confs / f"{vmid}.conf").write_text(f"name: guest-{vmid}\nmemory: 512\ntags: bench\ncores: 1\n")
-        self.endpoint = control.up(self.state, port=0, image=False)
+        self.endpoint = control.up(self.state, port=0, image=False, site="full")
         self.aids = Aids.of(self.state)
         user, _, token = (self.state / "token-id").read_text().strip().partition("!")
         secret = (self.state / "token-secret").read_text().strip()
