@@ -8,12 +8,7 @@ from autovibe_lab.api.cluster import storage_resource
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import resource
 from autovibe_lab.errors import ApiError
-from autovibe_lab.schema import BOOLEAN, POOL, STRING, Param, opt
 from autovibe_lab.usercfg import Pool
-
-UPDATE = {"comment": opt(STRING), "vms": opt(STRING), "storage": opt(STRING), "delete": opt(BOOLEAN)}
-UPDATE |= {"allow-move": opt(BOOLEAN)}
-TYPE = Param(enum=("qemu", "lxc", "storage"))
 
 #: Of a guest's line in /cluster/resources: not in a pool's.
 NOT_SHOWN = ("pool", "tags", "lock")
@@ -55,7 +50,7 @@ def _update(call: Call, name: str) -> None:
     pools.save()
 
 
-@route("GET", "/pools", poolid=opt(POOL), type=opt(Param(enum=TYPE.enum, requires="poolid")))
+@route("GET", "/pools")
 async def listing(call: Call) -> object:
     if "poolid" in call.params:
         call.check(f"/pool/{call.params['poolid']}", "Pool.Audit")
@@ -67,31 +62,31 @@ async def listing(call: Call) -> object:
     ]
 
 
-@route("POST", "/pools", poolid=POOL, comment=opt(STRING))
+@route("POST", "/pools")
 async def create(call: Call) -> None:
     call.node.pools.create(call.params["poolid"], call.get("comment", ""))
 
 
-@route("PUT", "/pools", poolid=POOL, **UPDATE)
+@route("PUT", "/pools")
 async def update_any(call: Call) -> None:
     _update(call, call.params["poolid"])
 
 
-@route("DELETE", "/pools", poolid=POOL)
+@route("DELETE", "/pools")
 async def delete_any(call: Call) -> None:
     call.node.pools.delete(call.params["poolid"])
 
 
-@route("GET", "/pools/{poolid*}", poolid=POOL, type=opt(TYPE))
+@route("GET", "/pools/{poolid*}")
 async def show(call: Call) -> object:
     return _show(call, call.params["poolid"])
 
 
-@route("PUT", "/pools/{poolid*}", poolid=POOL, **UPDATE)
+@route("PUT", "/pools/{poolid*}")
 async def update(call: Call) -> None:
     _update(call, call.params["poolid"])
 
 
-@route("DELETE", "/pools/{poolid*}", poolid=POOL)
+@route("DELETE", "/pools/{poolid*}")
 async def delete(call: Call) -> None:
     call.node.pools.delete(call.params["poolid"])

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import uuid
 
-from autovibe_lab.api.access import GROUP_IDS, USER_ID, names
+from autovibe_lab.api.access import names
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.errors import ApiError, invalid
-from autovibe_lab.schema import BOOLEAN, NATURAL, STRING, Param, opt
 from autovibe_lab.usercfg import ROOT, Token, User
 
 USERS = "/access/users"
 ONE = USERS + "/{userid}"
 TOKEN = ONE + "/token/{tokenid}"
-TOKEN_NAME = Param(pattern=r"[A-Za-z][A-Za-z0-9._-]+")
 
-OF_USER = {
-    "enable": opt(BOOLEAN),
-    "expire": opt(NATURAL),
-    "firstname": opt(Param(max_length=1024)),
-    "lastname": opt(Param(max_length=1024)),
-    "email": opt(Param(max_length=254)),
-    "comment": opt(Param(max_length=2048)),
-    "keys": opt(Param(pattern=r"[0-9a-zA-Z!=]{0,4096}")),
-}
-OF_TOKEN = {"comment": opt(STRING), "expire": opt(NATURAL), "privsep": opt(BOOLEAN)}
+OF_USER = ("enable", "expire", "firstname", "lastname", "email", "comment", "keys")
+OF_TOKEN = ("comment", "expire", "privsep")
 
 
 def _user(call: Call, what: str = "") -> User:
@@ -49,7 +39,7 @@ def _token(token: Token) -> dict:
     return found | ({"comment": token.comment} if token.comment else {})
 
 
-@route("GET", USERS, enabled=opt(BOOLEAN), full=opt(BOOLEAN))
+@route("GET", USERS)
 async def listing(call: Call) -> object:
     access = call.node.access
     may = ("User.Modify", "Sys.Audit")
@@ -73,7 +63,7 @@ async def listing(call: Call) -> object:
     return found
 
 
-@route("GET", ONE, userid=USER_ID)
+@route("GET", ONE)
 async def show(call: Call) -> object:
     user = _user(call)
     tokens = {name: _token(token) for name, token in user.tokens.items()} or None
@@ -94,14 +84,7 @@ def _join(call: Call, what: str) -> None:
             group.members.discard(userid)
 
 
-@route(
-    "POST",
-    USERS,
-    userid=USER_ID,
-    password=opt(Param(min_length=8, max_length=64)),
-    groups=opt(GROUP_IDS),
-    **OF_USER,
-)
+@route("POST", USERS)
 async def create(call: Call) -> None:
     access, userid = call.node.access, call.params["userid"]
     if userid in access.config.users:
@@ -113,7 +96,7 @@ async def create(call: Call) -> None:
     access.config.save()
 
 
-@route("PUT", ONE, userid=USER_ID, groups=opt(GROUP_IDS), append=opt(Param("boolean", requires="groups")), **OF_USER)
+@route("PUT", ONE)
 async def update(call: Call) -> None:
     user = _user(call, "update user failed: ")
     if "groups" in call.params:
@@ -124,7 +107,7 @@ async def update(call: Call) -> None:
     call.node.access.config.save()
 
 
-@route("DELETE", ONE, userid=USER_ID)
+@route("DELETE", ONE)
 async def delete(call: Call) -> None:
     """One that is not there is no error."""
     access, userid = call.node.access, call.params["userid"]
@@ -154,17 +137,17 @@ def _given(call: Call) -> dict[str, str]:
     return {name: str(int(value)) if isinstance(value, (bool, int)) else value for name, value in given.items()}
 
 
-@route("GET", ONE + "/token", userid=USER_ID)
+@route("GET", ONE + "/token")
 async def tokens(call: Call) -> object:
     return [{"tokenid": name, **_token(token)} for name, token in sorted(_user(call).tokens.items())]
 
 
-@route("GET", TOKEN, userid=USER_ID, tokenid=TOKEN_NAME)
+@route("GET", TOKEN)
 async def token(call: Call) -> object:
     return _token(_its(call))
 
 
-@route("POST", TOKEN, userid=USER_ID, tokenid=TOKEN_NAME, **OF_TOKEN)
+@route("POST", TOKEN)
 async def create_token(call: Call) -> object:
     access, user, name = call.node.access, _user(call), call.params["tokenid"]
     if name in user.tokens:
@@ -176,7 +159,7 @@ async def create_token(call: Call) -> object:
     return {"full-tokenid": full, "value": secret, "info": {"privsep": 1} | _given(call)}
 
 
-@route("PUT", TOKEN, userid=USER_ID, tokenid=TOKEN_NAME, **OF_TOKEN)
+@route("PUT", TOKEN)
 async def update_token(call: Call) -> object:
     found = _its(call)
     for name in OF_TOKEN:
@@ -186,7 +169,7 @@ async def update_token(call: Call) -> object:
     return _token(found) | _given(call)
 
 
-@route("DELETE", TOKEN, userid=USER_ID, tokenid=TOKEN_NAME)
+@route("DELETE", TOKEN)
 async def delete_token(call: Call) -> None:
     access, name = call.node.access, f"{call.params['userid']}!{call.params['tokenid']}"
     _its(call)
@@ -204,19 +187,19 @@ async def tfa(call: Call) -> object:
     return []
 
 
-@route("GET", "/access/tfa/{userid}", userid=USER_ID)
+@route("GET", "/access/tfa/{userid}")
 async def tfa_of(call: Call) -> object:
     _user(call)
     return []
 
 
-@route("GET", ONE + "/tfa", userid=USER_ID, multiple=opt(BOOLEAN))
+@route("GET", ONE + "/tfa")
 async def tfa_types(call: Call) -> object:
     _user(call)
     return {"types": []} if call.get("multiple") else {}
 
 
-@route("PUT", ONE + "/unlock-tfa", userid=USER_ID)
+@route("PUT", ONE + "/unlock-tfa")
 async def unlock_tfa(call: Call) -> object:
     """Whether it was locked."""
     _user(call)
