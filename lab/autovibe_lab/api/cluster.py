@@ -8,7 +8,7 @@ import time
 import psutil
 
 from autovibe_lab import contents, declared
-from autovibe_lab.api.nodes import VERSION
+from autovibe_lab.api.nodes import VERSIONS
 from autovibe_lab.api.routes import Call, route
 from autovibe_lab.api.show import resource
 from autovibe_lab.cluster import NAME
@@ -28,7 +28,7 @@ LISTED_TASKS = 25
 
 @route("GET", "/version")
 async def version(call: Call) -> object:
-    return VERSION
+    return VERSIONS[call.node.access.version]
 
 
 @route("GET", "/cluster/nextid")

@@ -34,7 +34,10 @@ CHANGES = {
 #: Seconds between two values of a graph, by its length.
 RESOLUTION = {"hour": 60, "day": 1800, "week": 10800, "month": 43200, "year": 604800}
 
-VERSION = {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"}
+VERSIONS = {
+    8: {"version": "8.4.21", "release": "8.4", "repoid": "2606ac850d46da29"},
+    9: {"version": "9.0.3", "release": "9.0", "repoid": "025864202ebb6109"},
+}
 
 
 @route("GET", "/")
@@ -67,7 +70,7 @@ def _fingerprint(certificate: Path) -> str:
 
 @route("GET", "/nodes/{node}/version")
 async def version(call: Call) -> object:
-    return VERSION
+    return VERSIONS[call.node.access.version]
 
 
 @route("GET", "/nodes/{node}/time")
@@ -80,7 +83,7 @@ async def status(call: Call) -> object:
     memory, disk, swap = psutil.virtual_memory(), shutil.disk_usage(call.node.paths.state), psutil.swap_memory()
     system, cpus = os.uname(), psutil.cpu_count()
     return {
-        "pveversion": f"pve-manager/{VERSION['version']}/{VERSION['repoid']}",
+        "pveversion": "pve-manager/{version}/{repoid}".format(**VERSIONS[call.node.access.version]),
         "kversion": f"{system.sysname} {system.release} {system.version}",
         "uptime": int(time.monotonic() - call.node.started),
         "cpu": psutil.cpu_percent() / 100,

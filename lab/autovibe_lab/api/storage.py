@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import secrets
 
 from autovibe_lab import contents
 from autovibe_lab.api.routes import Call, route
@@ -36,12 +39,21 @@ async def configured(call: Call) -> object:
 @route("POST", "/storage")
 async def create(call: Call) -> object:
     name, kind = str(call.params["storage"]), str(call.params["type"])
-    storages = call.node.storages
-    storages.config.add(name, kind, _settings(call))
+    storages, settings = call.node.storages, _settings(call)
+    made = {}
+    if settings.get("encryption-key") == "autogen":
+        made = {"config": {"encryption-key": _new_key()}}
+        settings |= made["config"]
+    storages.config.add(name, kind, settings)
     # What all nodes share is in a folder of the first one's.
     base = storages.paths.shared if KINDS[kind].shared or call.get("shared") else storages.paths.state
     (base / "storage" / name).mkdir(parents=True, exist_ok=True)
-    return {"storage": name, "type": kind}
+    return {"storage": name, "type": kind} | made
+
+
+def _new_key() -> str:
+    """What a Proxmox Backup Server's client makes; it is told this once."""
+    return json.dumps({"kdf": None, "data": base64.b64encode(secrets.token_bytes(32)).decode()})
 
 
 @route("GET", "/storage/{storage}")

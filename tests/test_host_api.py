@@ -1,0 +1,339 @@
+"""Role proxmox_host on the API of a bare lab: what it makes, that a machine's life works with it, and its undo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleError
+from autovibe_lab.testing import LabInThread
+from inprocess import task
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "autovibe@pve!made"
+POOL = "autovibe"
+ZFS = {"name": "machines", "type": "zfspool", "content": ["images"], "options": {"pool": "tank/m", "sparse": 1}}
+#: A site with little in it: its runs are quicker.
+SMALL = {"proxmox_host_storages": [], "proxmox_host_pbs": {}, "proxmox_host_machine_storages": []}
+
+
+@dataclass
+class Play:
+    """An ansible-playbook that has ended. `said` is what differs, line by line; `changed` from the recap."""
+
+    returncode: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        return int(re.search(r"changed=(\d+)", self.output)[1])
+
+    @property
+    def said(self) -> list[str]:
+        one_line = re.sub(r"\n {8}", " ", self.output)
+        return [
+            line
+            for line in re.findall(r"^    msg: '?(.*?)'?$", one_line, re.M)
+            if re.match(r"(role|token|ACL|storage|backup)", line)
+        ]
+
+
+class Site:
+    """A bare lab, and a folder for its admin's and its token's secrets."""
+
+    def __init__(self, folder: Path, version: int) -> None:
+        self.lab = LabInThread(folder / "lab", site="bare", pve_version=version, null_guests=True)
+        self.secret_file = folder / "secrets" / "token"
+        (folder / "pbs-password").write_text("planted-pbs-password")
+        self.variables = {
+            "proxmox_api_host": "127.0.0.1",
+            "proxmox_api_port": self.lab.lab.port,
+            "proxmox_ca_path": str(self.lab.state / "ca.pem"),
+            "proxmox_api_user": "autovibe@pve",
+            "proxmox_api_token_id": TOKEN,
+            "proxmox_api_token_secret_file": str(self.secret_file),
+            "proxmox_host_admin_password_file": str(self.lab.state / "root-password"),
+            "proxmox_node": "pve1",
+            "proxmox_pool": POOL,
+            "proxmox_storage": "local",
+            "proxmox_host_machine_storages": ["local"],
+            "proxmox_host_storages": [
+                ZFS,
+            ],
+            "proxmox_host_pbs": {
+                "name": "pbs",
+                "server": "pbs.example.net",
+                "datastore": "autovibe",
+                "username": "autovibe@pbs!pve",
+                "password_file": str(folder / "pbs-password"),
+                "encryption_key_file": str(folder / "pbs-key.json"),
+                "keep": {"keep-last": 3, "keep-daily": 7},
+            },
+            "proxmox_host_backup_schedule": "02:30",
+        }  # fmt: skip
+        self.key_file = folder / "pbs-key.json"
+
+    def play(self, *books: str, options: tuple[str, ...] = (), check: bool = True, **extra: Any) -> Play:
+        paths = [f"playbooks/{book}.yml" for book in books or ("host",)]
+        tool = str(Path(sys.executable).with_name("ansible-playbook"))
+        argv = [tool, *paths, "-e", json.dumps(self.variables | extra), *options]
+        quiet = {"ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_NOCOLOR": "1"}
+        done = subprocess.run(
+            argv,
+            cwd=ROOT,
+            env=os.environ | quiet,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert not check or done.returncode == 0, done.stdout[-6000:]
+        return Play(done.returncode, done.stdout)
+
+    @property
+    def access(self) -> Any:
+        return self.lab.lab.node.access
+
+    def writes(self) -> list[str]:
+        return [call for call in self.lab.aids.writes() if call != "POST /access/ticket"]
+
+    def refused(self, **extra: Any) -> str:
+        """The message of a run that refuses to go on."""
+        play = self.play(check=False, **extra)
+        assert play.returncode != 0
+        return re.sub(r"\s+", " ", play.output)
+
+
+def open_site(folder: Path, version: int) -> Iterator[Site]:
+    site = Site(folder, version)
+    try:
+        yield site
+    finally:
+        site.lab.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from open_site(tmp_path_factory.mktemp("site"), 8)
+
+
+@pytest.fixture
+def nine(tmp_path: Path) -> Iterator[Site]:
+    yield from open_site(tmp_path, 9)
+
+
+@pytest.fixture(scope="module")
+def made(site: Site) -> dict[str, Play]:
+    """Check mode on the bare lab, then for real with all that Ansible can say, then both again."""
+    told = site.play(options=("--check", "--diff"))
+    nothing = site.writes()
+    real = site.play(options=("--diff", "-vvv"))
+    again = site.play()
+    checked = site.play(options=("--check",))
+    return {"told": told, "real": real, "again": again, "checked": checked, "nothing": Play(0, "\n".join(nothing))}
+
+
+def test_check_mode_on_a_bare_host_says_what_is_then_done(made):
+    assert made["nothing"].output == ""
+    assert len(made["told"].said) == 14
+    finished = f"token {TOKEN}: its secret is kept"
+    assert [line for line in spoken(made["real"]) if line != finished] == made["told"].said
+
+
+def spoken(verbose: Play) -> list[str]:
+    """`said` of a run with -vvv."""
+    return verbose.said
+
+
+def test_a_second_run_changes_nothing(made):
+    assert made["again"].changed == 0, made["again"].output
+    assert made["checked"].changed == 0, made["checked"].output
+
+
+def test_the_secrets_are_in_their_files_and_nowhere_else(site, made):
+    secret = site.secret_file.read_text()
+    assert site.secret_file.stat().st_mode & 0o777 == 0o600
+    assert site.key_file.stat().st_mode & 0o777 == 0o600
+    key = json.loads(site.key_file.read_text())["data"]
+    planted = [secret, key, "planted-pbs-password", site.lab.lab.secrets.root_password, "PVEAuthCookie=PVE:"]
+    for play in made.values():
+        for value in planted:
+            assert value not in play.output
+
+
+def test_the_token_has_grants_on_pool_storages_and_bridge_only(site, made):
+    user = TOKEN.partition("!")[0]
+    paths = {f"/pool/{POOL}", "/storage/local", "/sdn/zones/localnetwork/vmbr1"}
+    for subject in (user, TOKEN):
+        assert {path for path, who, _, _ in site.access.config.entries() if who == subject} == paths
+    assert site.access.config.users[user].tokens["made"].privsep
+
+
+def test_a_storage_a_backup_server_and_its_job_are_configured(site, made):
+    storages = site.lab.lab.node.storages.config.all
+    assert (
+        storages["machines"].options | {"content": "images", "pool": "tank/m", "sparse": "1"}
+        == storages["machines"].options
+    )
+    assert storages["pbs"].options["prune-backups"] == "keep-last=3,keep-daily=7"
+    job = site.lab.lab.node.cluster.jobs.all[f"autovibe-{POOL}"].shown()
+    assert (job["pool"], job["storage"], job["schedule"]) == (POOL, "pbs", "02:30")
+
+
+def test_a_machine_lives_with_the_token(site, made):
+    life = {
+        "template_name": "null",
+        "template_disk_source": "local:1",
+        "machine_name": "first",
+        "machine_source": {"name": "null"},
+        "machine_cores": 2,
+        "machine_memory": 512,
+        "machine_ip": "192.168.100.17/24",
+        "machine_checkpoint": {"name": "before"},
+        "machine_final": {"kind": "auto", "name": "final"},
+    }
+    play = site.play("templates", "spawn", "checkpoint", "restore", "promote", "terminate", **life)
+    assert "failed=0" in play.output
+    assert not [call for call in site.lab.aids.calls() if call["status"] == 403]
+
+
+def test_what_somebody_changed_is_set_right(site, made):
+    config, user = site.access.config, TOKEN.partition("!")[0]
+    config.roles["AutovibeMachines"] = config.roles["AutovibeMachines"] - {"VM.Clone"} | {"VM.Console"}
+    config.set_acl("/", user, "Administrator", True)
+    config.unset_acl("/storage/local", TOKEN, "AutovibeStorage")
+    config.save()
+    site.lab.lab.node.storages.config.change("machines", {"content": "rootdir"}, [])
+    assert site.play().said == [
+        "storage machines: content rootdir → images",
+        "role AutovibeMachines: +VM.Clone -VM.Console",
+        f"ACL /: -Administrator for {user}",
+        f"ACL /storage/local: +AutovibeStorage for {TOKEN}",
+    ]
+
+
+def test_a_run_that_ended_before_the_secret_was_kept_is_gone_on_with(site, made):
+    old = site.secret_file.read_text()
+    site.secret_file.unlink()
+    site.access.config.users["autovibe@pve"].tokens["made"].comment = "autovibe: the secret was not kept yet"
+    site.access.config.save()
+    site.play()
+    assert site.secret_file.read_text() != old
+
+
+def test_it_refuses_what_would_break_something(site, made):
+    kept = site.secret_file.read_text()
+    site.secret_file.unlink()
+    assert "set proxmox_host_token_renew: true" in site.refused()
+    site.secret_file.write_text("wrong")
+    assert "does not hold the secret" in site.refused()
+    site.secret_file.write_text(kept)
+    other = [{"name": "machines", "type": "dir", "content": ["images"], "options": {"path": "/srv"}}]
+    assert "exists with type 'zfspool', not 'dir'" in site.refused(proxmox_host_storages=other)
+    wrong = site.secret_file.with_name("wrong")
+    wrong.write_text("not the password")
+    assert "root@pam is refused" in site.refused(proxmox_host_admin_password_file=str(wrong))
+    assert "Change proxmox_host_token_id" in site.refused(proxmox_host_token_id="root@pam!x")
+
+
+def test_the_secret_can_be_kept_encrypted(site, made, tmp_path):
+    password = tmp_path / "vault-password"
+    password.write_text("planted-vault-password")
+    vault = {"proxmox_host_token_vault_password_file": str(password), "proxmox_host_token_id": "autovibe@pve!vault"}
+    vault["proxmox_host_token_secret_file"] = str(tmp_path / "token.vault")
+    site.play(options=("--vault-password-file", str(password)), **vault, **SMALL)
+    assert (tmp_path / "token.vault").read_text().startswith("$ANSIBLE_VAULT;")
+
+
+def test_the_undo_leaves_nothing_but_what_has_content(site, made):
+    told = site.play(options=("--check",), proxmox_host_state="absent")
+    assert site.play(proxmox_host_state="absent").changed == told.changed > 0
+    assert site.play(proxmox_host_state="absent").changed == 0
+    assert set(site.access.config.users) == {"root@pam"}
+    assert not [role for role in site.access.config.roles if role.startswith("Autovibe")]
+    assert not site.secret_file.exists()
+    assert POOL in site.lab.lab.node.pools.all, "it has members"
+    assert "machines" in site.lab.lab.node.storages.config.all
+
+
+def test_proxmox_9_has_other_privileges(nine):
+    nine.play(**SMALL)
+    privileges = nine.access.config.roles["AutovibeMachines"]
+    assert "VM.GuestAgent.Unrestricted" in privileges
+    assert "VM.Monitor" not in privileges
+
+
+# Exactly these privileges --------------------------------------------------------------------------------------------
+
+
+def roles_of(version: int) -> dict[str, frozenset[str]]:
+    """The role's own list."""
+    listed = yaml.safe_load((ROOT / "roles/proxmox_host/vars/main.yml").read_text())["__proxmox_host_roles"]
+    inside = "VM.Monitor" if version < 9 else "VM.GuestAgent.Unrestricted"
+    return {role: frozenset(inside if "{{" in name else name for name in names) for role, names in listed.items()}
+
+
+def life(lab: LabInThread) -> str | None:
+    """What is refused in a machine's whole life, by the collection's modules; None when nothing is."""
+    me = {"vm_id": 300, "name": "m", "source": {"name": "t"}, "pool": POOL, "cores": 2, "memory": 512}
+    me |= {"net": {"bridge": "vmbr1", "mac": "BC:24:11:00:00:17"}, "ip": "192.168.100.17/24", "tags": ["a"]}
+    me |= {"files": [{"path": "/etc/x", "src": __file__, "mode": "0600"}]}
+    rule = {"action": "ACCEPT", "macro": "SSH"}
+    steps = [
+        ("template", {"name": "t", "disk_source": "null:1", "storage": "null", "bridge": "vmbr1", "pool": POOL}),
+        ("machine", {**me, "state": "started"}),
+        ("machine", {**me, "state": "started"}),
+        ("guest_exec", {"vm_id": 300, "argv": ["true"]}),
+        ("isolation", {"vm_id": 300, "options": {"enable": True}, "rules": [rule]}),
+        ("checkpoint", {"machine_name": "m", "name": "before"}),
+        ("checkpoint", {"machine_name": "m", "name": "before", "state": "restored", "start": True}),
+        ("backup", {"machine_name": "m", "storage": "local"}),
+        ("machine_info", {}),
+        ("checkpoint", {"machine_name": "m", "name": "before", "state": "promoted", "pool": POOL}),
+        ("machine", {"vm_id": 300, "name": "m", "state": "stopped"}),
+        ("checkpoint", {"machine_name": "m", "name": "final", "carrier": "auto"}),
+        ("machine", {"vm_id": 300, "name": "m", "state": "absent", "force": True}),
+    ]
+    for module, arguments in steps:
+        try:
+            result = task(lab, module, **arguments)
+        except AnsibleError as error:
+            result = {"failed": True, "msg": str(error)}
+        if result.get("failed"):
+            return f"{module}: {result['msg']}"
+    return None
+
+
+def life_with(folder: Path, version: int, roles: dict[str, frozenset[str]]) -> str | None:
+    lab = LabInThread(folder, site="least", pve_version=version)
+    try:
+        lab.lab.node.pools.create(POOL, "")
+        config = lab.lab.node.access.config
+        config.roles |= roles
+        config.save()
+        return life(lab)
+    finally:
+        lab.close()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("version", [8, 9])
+def test_a_life_needs_each_privilege_and_no_other(tmp_path, monkeypatch, version):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    roles = roles_of(version)
+    assert life_with(tmp_path / "lab", version, roles) is None
+    # Clones of a template that is not in the pool need its own role; here all are in the pool.
+    for role in ("AutovibeMachines", "AutovibeStorage", "AutovibeNetwork"):
+        for name in sorted(roles[role]):
+            refused = life_with(tmp_path / "lab", version, roles | {role: roles[role] - {name}})
+            assert refused, f"{name} is not needed"
