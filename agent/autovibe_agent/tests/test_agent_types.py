@@ -55,6 +55,12 @@ def test_claude_gets_its_prompt_on_standard_input_and_no_secret_in_its_environme
     assert not [name for name in environment if "KEY" in name and "TTL" not in name]
 
 
+@pytest.mark.parametrize(("cores", "value"), [(1, "0"), (2, None)])
+def test_claude_collects_garbage_beside_its_work_only_where_there_is_a_core_for_it(make, monkeypatch, cores, value):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert make(prompt="p").environment().get("BUN_JSC_useConcurrentGC") == value
+
+
 def line(**event):
     return json.dumps(event)
 
