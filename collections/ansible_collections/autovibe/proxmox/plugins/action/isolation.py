@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotFound
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.firewall import (
     Firewall,
     Policy,
@@ -21,6 +20,7 @@ from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
     diff,
     identity,
 )
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.lookup import machine_id
 
 LEVELS = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug", "nolog"]
 POLICIES = ["ACCEPT", "REJECT", "DROP"]
@@ -92,11 +92,7 @@ class ActionModule(PveAction):
         machines = Machines(client, options["node"], options["timeout"])
         policy = _policy(options)
         refuse_duplicates(policy)
-        vmid = options["vm_id"]
-        if vmid is None:
-            vmid = machines.find(identity=identity(options), name=options["machine_name"], templates=True)
-        if vmid is None:
-            raise NotFound(f"There is no machine '{options['machine_name'] or ''}' on node {options['node']}.")
+        vmid = machine_id(machines, options)
         vm = seen(machines, vmid)
         machines.check_identity(vm, identity(options))
         firewall = Firewall(machines, vmid)

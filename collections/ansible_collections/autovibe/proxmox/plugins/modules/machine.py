@@ -31,6 +31,7 @@ options:
     description:
       - VM id. A new VM without one takes the next free id.
       - A VM that has this id and another name is renamed; with O(identity) it is not touched unless it is the same.
+      - With O(state=absent), one that has another name than O(name) is not touched.
     type: int
   name:
     description: Name of the VM, a DNS name. Where two VMs have it, say which by O(vm_id).

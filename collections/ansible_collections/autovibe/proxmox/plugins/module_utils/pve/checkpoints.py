@@ -92,7 +92,8 @@ class Checkpoints:
         """The VM as it was at the snapshot. Its configuration, too: rewrite name and description after this.
 
         With an operation in the identity, a rollback that this operation has done is not done again: the rewritten
-        description names the operation, and before that the rollback is the newest thing that happened to the VM.
+        description names the operation. Before that it says which operation is restoring, and after which task; then
+        the rollback is the newest thing that happened to the VM.
         """
         validate(wanted.name)
         seen = self.seen(vmid, wanted.identity)
@@ -152,7 +153,7 @@ class Checkpoints:
     ) -> int | None:
         """The template that was made of this VM's snapshot, found by its tag and confirmed by its description."""
         for vm in self.machines.list() if listed is None else listed:
-            if name.lower() in split_tags(vm.get("tags")) or vm.get("name") == name:
+            if name.lower() in split_tags(vm.get("tags")) or vm.get("name") in (name, template_name(name)):
                 text = (self.machines.config(vm["vmid"]) or {}).get("description", "")
                 if int(vm["vmid"]) != vmid and is_promotion(text, vmid, name, identity):
                     return int(vm["vmid"])
@@ -323,19 +324,38 @@ class Checkpoints:
         operation = wanted.identity.get("operation") if wanted.identity else None
         if operation is None:
             return False
-        if (Identity.parse(seen.config.get("description")) or Identity(())).get("operation") == operation:
+        noted = Identity.parse(seen.config.get("description")) or Identity(())
+        if noted.get("operation") == operation:
             return True
         newest = self.machines.tasks.newest(vmid=seen.vmid)
         rolled_back = newest is not None and newest["type"] == "qmrollback" and newest.get("status") == "OK"
-        return rolled_back and seen.config.get("parent") == wanted.name and (tree[wanted.name].ram or not seen.running)
+        ours, _at, before = (noted.get("restoring") or "").partition("@")
+        return (
+            rolled_back
+            and (ours, before != _instant(newest)) == (operation, True)
+            and seen.config.get("parent") == wanted.name
+            and (tree[wanted.name].ram or not seen.running)
+        )
 
     def _roll_back(self, vmid: int, wanted: Checkpoint, starts: bool) -> None:
         seen = self.seen(vmid, wanted.identity)
         if not self._is_restored(seen, wanted, self.tree(vmid)):
+            self._note_restoring(seen, wanted)
             self.machines.task(self.client.post(self.machines.path(vmid, "snapshot", wanted.name, "rollback")))
             seen = self.seen(vmid, None)
         if starts and not seen.running:
             self.machines.task(self.client.post(self.machines.path(vmid, "status", "start")))
+
+    def _note_restoring(self, seen: Seen, wanted: Checkpoint) -> None:
+        """Writes which operation rolls back, and what happened before: a rollback leaves the description as it is."""
+        noted = Identity.parse(seen.config.get("description"))
+        operation = wanted.identity.get("operation") if wanted.identity else None
+        if noted is None or operation is None:
+            return
+        before = _instant(self.machines.tasks.newest(vmid=seen.vmid))
+        line = Identity.of(**{**dict(noted.fields), "restoring": f"{operation}@{before}"}).line()
+        _first, newline, rest = str(seen.config["description"]).partition("\n")
+        self.machines.set_config(seen.vmid, {"description": line + newline + rest})
 
     def _remove(self, vmid: int, name: str) -> None:
         self.machines.tasks.settle(vmid=vmid)
@@ -358,6 +378,11 @@ class Checkpoints:
         return {**self.facts(seen.vmid, wanted.name, "template"), "created_at": found.group(1) if found else None}
 
 
+def template_name(name: str) -> str:
+    """The name of the template that a snapshot becomes: a DNS name."""
+    return name.replace("_", "-").rstrip("-")
+
+
 def is_promotion(text: str, vmid: int, name: str, identity: Identity | None) -> bool:
     """Whether a description is that of a template made of this VM's snapshot."""
     words = text.split()
@@ -372,6 +397,11 @@ def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """What before and after show of a checkpoint."""
     shown = {"checkpoint": facts["name"], "vm_id": facts["vm_id"], "carrier": facts["carrier"]}
     return shown | {key: facts[key] for key in ("description", "parent", "ram") if key in facts}
+
+
+def _instant(task: dict[str, Any] | None) -> str:
+    """A task's process, as short as its UPID has it."""
+    return ".".join(task["upid"].split(":")[2:5]) if task else ""
 
 
 def _mark(name: str) -> re.Pattern[str]:

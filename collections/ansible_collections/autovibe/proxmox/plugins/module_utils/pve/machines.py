@@ -25,7 +25,7 @@ from .config import (
 )
 from .devices import boot_disk, disk_size, parse_net, properties, size_in_bytes, size_text
 from .disks import refuse
-from .errors import ApiError, HalfMadeClone, NotFound, NotPossible, PveError
+from .errors import ApiError, HalfMadeClone, IdentityError, NotFound, NotPossible, PveError
 from .node import FromWhere, Image, Node, Seen, Source
 from .steps import Raced, Removal, Run
 
@@ -129,6 +129,10 @@ class Machines(Node):
             return Change({"status": "half-made"}, {}, self._facts(None, error.vmid, error.config, "absent", False))
         if first is None:
             return Change({}, {}, self._facts(None, vmid, {}, "absent", False))
+        if wanted.identity is None and vmid and wanted.name not in (None, first.config.get("name")):
+            raise IdentityError(
+                f"VM {vmid} is '{first.config.get('name', '')}', not '{wanted.name}'; give the right one only."
+            )
         if int(first.config.get("protection") or 0):
             raise NotPossible(f"VM {first.vmid} is protected; say protection: false first.")
         if first.running and not force:
@@ -182,8 +186,7 @@ class Machines(Node):
         origin = source()
         if isinstance(origin, Source) and self.locate(origin.vmid) is None:
             raise NotFound(f"The source, VM {origin.vmid}, does not exist.")
-        by_name = lookup and vmid is None and isinstance(origin, Source)
-        if by_name and self.tasks.settle_earlier(vmid=origin.vmid, kind="qmclone"):  # it may have been this one
+        if lookup and vmid is None and self._settle_earlier(origin):  # it may have been this one
             state = {power: state for state, power in POWER.items()}[target]
             return self.ensure(None, wanted, source=lambda: origin, state=state, check=check)
         keys = [*desired(wanted, {}, created=True), *_of_other_calls(wanted)]
@@ -196,6 +199,12 @@ class Machines(Node):
                 return Change({}, after, self._facts(None, vmid, merged, target, True))
         run = Run(self, vmid, wanted, lambda: origin, target, None)
         return self._done(run, {}, keys, created=True)
+
+    def _settle_earlier(self, origin: Source | Image) -> bool:
+        if isinstance(origin, Source):
+            return self.tasks.settle_earlier(vmid=origin.vmid, kind="qmclone")
+        self.tasks.node = self.node
+        return self.tasks.settle_earlier(kind="qmcreate")
 
     def _done(self, run: Run, before: dict[str, Any], keys: list[str], created: bool) -> Change:
         seen = persist(run.step)
@@ -232,7 +241,7 @@ class Machines(Node):
     ) -> Seen | None:
         """The VM once nothing stands in the way; what a broken-off clone has left is removed, where we may."""
         try:
-            seen = self.settled(vmid, source)
+            seen = self.settled(vmid)
         except HalfMadeClone as error:
             if not clear or not source or not self._may_clear(error, wanted):
                 raise

@@ -20,6 +20,7 @@ from .errors import (
     Locked,
     NotFound,
     SettingsError,
+    TaskTimeout,
 )
 from .tasks import Tasks
 
@@ -194,9 +195,10 @@ class Node:
             raise
         return True
 
-    def settled(self, vmid: int, source: Callable[[], Source] | None = None) -> Seen | None:
+    def settled(self, vmid: int) -> Seen | None:
         """The VM once no lock stands on it; an error when nobody is left to take the lock off."""
         idle = 0
+        makers: set[str] | None = None
         for left in waits(self.tasks.timeout):
             try:
                 seen = self.look(vmid)
@@ -207,7 +209,16 @@ class Node:
                 if seen is None or seen.config.get("lock") in (None, "suspended"):
                     return seen
                 lock, hidden = seen.config["lock"], None
-            busy = self._clone_under_way(source and source()) if lock == "clone" else self.tasks.settle(vmid=vmid)
+            if lock == "clone":
+                # A clone's task does not say what it makes. The one that makes this had begun when we saw the lock.
+                clones = set(self.tasks.active(vmid=None, kind="qmclone"))
+                makers = clones if makers is None else makers & clones
+                if makers and left <= 0:
+                    raise TaskTimeout(
+                        f"VM {vmid} is locked (clone), and a clone that may be making it is under way for more than "
+                        f"{self.tasks.timeout:g} s: {', '.join(sorted(makers))}; wait for its end and run this again."
+                    )
+            busy = bool(makers) if lock == "clone" else self.tasks.settle(vmid=vmid)
             idle = 0 if busy else idle + 1
             if idle > 2 or left <= 0:  # twice more after the task was gone: the lock goes with it, but not at once
                 self._refuse_locked(vmid, lock, hidden, seen.config if seen else {})
@@ -267,16 +278,6 @@ class Node:
                 f"VM {seen.vmid} on node {self.node} is '{seen.config.get('name', '')}', without the identity "
                 f"'{identity.line()}'; take another VM id."
             )
-
-    def _clone_under_way(self, source: Source | None) -> bool:
-        """Whether a clone (of this source) runs that this user may see: the tasks do not say what they make."""
-        listed = self.client.get(f"/nodes/{self.node}/tasks", source="active", limit=500)
-        return any(
-            task.get("type") == "qmclone"
-            and not task.get("endtime")
-            and (source is None or task.get("id") == str(source.vmid))
-            for task in listed
-        )
 
     def _refuse_locked(self, vmid: int, lock: str, hidden: Forbidden | None, config: dict[str, Any]) -> None:
         command = f"qm unlock {vmid} && qm destroy {vmid} --purge --destroy-unreferenced-disks 1"

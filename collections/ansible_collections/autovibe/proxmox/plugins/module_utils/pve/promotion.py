@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .checkpoints import Checkpoint, Checkpoints, validate
-from .config import DNS_LABEL, Wanted
+from .checkpoints import Checkpoint, Checkpoints, template_name, validate
+from .config import Wanted
 from .errors import NotFound, NotPossible
 from .machines import Change, persist
-from .node import Source
+from .node import Seen, Source
 
 
 def promoted(
@@ -27,8 +27,8 @@ def promoted(
     machines = checkpoints.machines
     seen = machines.settled(vmid)
     given = target
-    target = target or checkpoints.promoted_to(vmid, wanted.name, wanted.identity)
-    found = machines.settled(target, lambda: Source(vmid)) if target else None
+    target = target or _made_before(checkpoints, vmid, wanted, seen)
+    found = machines.settled(target) if target else None
     if found is not None:
         machines.check_identity(found, wanted.identity)
         if found.template:
@@ -50,9 +50,17 @@ def promoted(
     return Change({}, predicted, _facts(checkpoints, made, wanted))
 
 
+def _made_before(checkpoints: Checkpoints, vmid: int, wanted: Checkpoint, seen: Seen | None) -> int | None:
+    """The template, also the one whose clone an earlier run has left under way."""
+    found = checkpoints.promoted_to(vmid, wanted.name, wanted.identity)
+    if found is None and seen and checkpoints.machines.tasks.settle_earlier(vmid=vmid, kind="qmclone"):
+        found = checkpoints.promoted_to(vmid, wanted.name, wanted.identity)
+    return found
+
+
 def _wanted(vmid: int, wanted: Checkpoint) -> Wanted:
     return Wanted(
-        name=wanted.name if DNS_LABEL.fullmatch(wanted.name) else None,
+        name=template_name(wanted.name),
         identity=wanted.identity,
         notes="\n".join(filter(None, [f"checkpoint={wanted.name} of={vmid}", wanted.description])),
         tags=[*(wanted.tags or ["autovibe"]), wanted.name.lower()],

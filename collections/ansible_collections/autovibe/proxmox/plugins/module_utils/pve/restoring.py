@@ -45,8 +45,8 @@ def restored(backups: Backups, wanted: Restore, *, check: bool = False) -> Chang
         before = {"status": seen.status}
     else:
         before = {}
-        if seen is not None and not _just_restored(backups, seen.vmid):
-            raise IdentityError(f"VM {seen.vmid} is '{seen.config.get('name', '')}', not a restore of {wanted.volume}.")
+        if seen is not None:
+            _refuse_others(backups, seen, wanted)
         backups.existing(wanted.volume)
     status = "running" if wanted.start else "stopped"
     after = {"status": status} if before else {"restored": wanted.volume, "status": status}
@@ -80,8 +80,7 @@ def _step(backups: Backups, wanted: Restore) -> Seen:
     if seen is None:
         raise NotFound(f"VM {vmid} was restored and is gone again.")
     if not _is_it(seen, wanted):
-        if not _just_restored(backups, vmid):
-            raise IdentityError(f"VM {vmid} is '{seen.config.get('name', '')}', not a restore of {wanted.volume}.")
+        _refuse_others(backups, seen, wanted)
         values = {"description": _description(seen.config, wanted), "tags": _tags(seen.config, wanted)}
         machines.set_config(vmid, values)
         seen.config.update(values)
@@ -122,10 +121,20 @@ def _is_it(seen: Seen, wanted: Restore) -> bool:
     return wanted.mark in text.split() and (wanted.identity is None or wanted.identity.owns(text))
 
 
-def _just_restored(backups: Backups, vmid: int) -> bool:
-    """Whether the newest thing that happened to a VM is that it was restored: by a run that was broken off."""
-    newest = backups.machines.tasks.newest(vmid=vmid)
-    return newest is not None and newest["type"] == "qmrestore" and newest.get("status") == "OK"
+def _refuse_others(backups: Backups, seen: Seen, wanted: Restore) -> None:
+    if wanted.mark in str(seen.config.get("description") or "").split() or not _just_restored(backups, seen, wanted):
+        raise IdentityError(f"VM {seen.vmid} is '{seen.config.get('name', '')}', not a restore of {wanted.volume}.")
+
+
+def _just_restored(backups: Backups, seen: Seen, wanted: Restore) -> bool:
+    """Whether the newest thing that happened to a VM is that we restored it from this: by a run that was broken off."""
+    tasks = backups.machines.tasks
+    newest = tasks.newest(vmid=seen.vmid)
+    if newest is None or newest["type"] != "qmrestore" or newest.get("status") != "OK":
+        return False
+    # The log names the archive's file, or the snapshot on a Proxmox Backup Server.
+    archive = wanted.volume.partition(":")[2].removeprefix("backup/")
+    return tasks.is_mine(newest["upid"]) and any(archive in line for line in tasks.whole_log(newest["upid"]))
 
 
 def _before(backups: Backups, wanted: Restore) -> Seen | None:

@@ -136,6 +136,7 @@ class Shared:
         try:
             file = open(self._path(what), "w", encoding="utf-8", opener=_opened)  # noqa: SIM115
         except OSError:
+            self._folder = None  # full, or not as it was: without it, rather than to wait for what never comes
             return None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

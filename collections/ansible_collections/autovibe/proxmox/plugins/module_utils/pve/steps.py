@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .config import PASSWORD, Identity, Wanted, as_call, desired, differences
 from .devices import disk_size, parse_net, properties
-from .errors import ApiError, Forbidden, IdTaken, NotFound, PveError
+from .errors import ApiError, Forbidden, IdentityError, IdTaken, NotFound, PveError
 from .node import FromWhere, Image, Seen, Source
 
 if TYPE_CHECKING:
@@ -71,13 +71,24 @@ class Run:
         if self.passes == 1:
             return self.first
         machines = self.machines
-        seen = machines.usable(self.vmid, self.wanted, self.source)
-        if seen is not None and machines.tasks.settle(vmid=self.vmid):
+        try:
             seen = machines.usable(self.vmid, self.wanted, self.source)
-        if seen is not None and not self.given and self.wanted.name not in (None, seen.config.get("name")):
-            self.vmid, seen = None, None  # the answer to our clone was lost, and somebody else has this id
+            if seen is not None and machines.tasks.settle(vmid=self.vmid):
+                seen = machines.usable(self.vmid, self.wanted, self.source)
+        except IdentityError:
+            if self.given:
+                raise
+            self.vmid = seen = None
+        if seen is not None and not self.given and not self._is_ours(seen):
+            self.vmid = seen = None  # the answer to our clone was lost, and somebody else has this id
         self.created = self.created or (seen is not None and self.first is None)
         return seen
+
+    def _is_ours(self, seen: Seen) -> bool:
+        """Whether a VM has the name and the description that our call has given it."""
+        text = self.wanted.description()
+        named = self.wanted.name in (None, seen.config.get("name"))
+        return named and (text is None or str(seen.config.get("description") or "").rstrip() == text.rstrip())
 
     def _cloned(self) -> Seen:
         machines = self.machines

@@ -18,6 +18,8 @@ from .errors import PveError, TaskFailed, TaskTimeout
 from .shared import WAITERS_SECONDS, Shared
 
 LOG_LINES = 20
+#: How long another process's look at the list is waited for: one that was stopped meanwhile must not stop us, too.
+POLL_PATIENCE = 2.0
 #: When this run began: Ansible imports this in the process that then forks one for each host and task.
 RUN_BEGAN = time.time()
 
@@ -68,28 +70,33 @@ class Tasks:
             log=self._last_lines(upid),
         )
 
-    def active(self, *, vmid: int, kind: str | None = None) -> list[str]:
-        """UPIDs of the tasks under way for a VM. (A clone runs under the id of its *source*.)"""
+    def active(self, *, vmid: int | None, kind: str | None = None) -> list[str]:
+        """UPIDs of the tasks under way for a VM, or for any. (A clone runs under the id of its *source*.)"""
         listed = self.client.get(f"/nodes/{self.node}/tasks", source="active", limit=500)
         return [
             task["upid"]
             for task in listed
-            if task.get("id") == str(vmid) and not task.get("endtime") and kind in (None, task.get("type"))
+            if (vmid is None or task.get("id") == str(vmid))
+            and not task.get("endtime")
+            and kind in (None, task.get("type"))
         ]
 
     def settle(self, *, vmid: int) -> bool:
         """Waits for whatever is under way for a VM, however it ends; True when there was something."""
         return self._settled(self.active(vmid=vmid))
 
-    def settle_earlier(self, *, vmid: int, kind: str) -> bool:
-        """Waits for what an earlier run has left under way for a VM; True when there was something.
+    def settle_earlier(self, *, vmid: int | None = None, kind: str) -> bool:
+        """Waits for what an earlier run has left under way for a VM, or by us for any; True when there was something.
 
-        Of a run that was broken off, nobody else knows: a clone under way shows neither its name nor its identity.
+        Of a run that was broken off, nobody else knows: what is being made shows neither its name nor its identity.
         """
         before = int(RUN_BEGAN + self.client.clock_ahead())
-        return self._settled(
-            [upid for upid in self.active(vmid=vmid, kind=kind) if Upid.parse(upid).starttime < before]
-        )
+        earlier = [upid for upid in self.active(vmid=vmid, kind=kind) if Upid.parse(upid).starttime < before]
+        return self._settled([upid for upid in earlier if vmid is not None or self.is_mine(upid)])
+
+    def is_mine(self, upid: str) -> bool:
+        """Whether these credentials have begun the task."""
+        return upid.split(":")[7:8] == [self.client.endpoint.who()]
 
     def _settled(self, upids: list[str]) -> bool:
         for upid in upids:
@@ -106,10 +113,13 @@ class Tasks:
 
     def log(self, upid: str) -> list[str]:
         """The last lines of a task's log."""
+        return self.whole_log(upid)[-LOG_LINES:]
+
+    def whole_log(self, upid: str) -> list[str]:
         lines = self.client.get(f"/nodes/{Upid.parse(upid).node}/tasks/{upid}/log", limit=0)
         if isinstance(lines, dict):  # the log of a task that is not known
             lines = [lines]
-        return [str(line.get("t", "")) for line in lines or []][-LOG_LINES:]
+        return [str(line.get("t", "")) for line in lines or []]
 
     def _last_lines(self, upid: str) -> list[str]:
         """The log for a failure's message: that it cannot be read is no other failure."""
@@ -120,7 +130,7 @@ class Tasks:
 
     def _exitstatus(self, task: Upid, not_before: float) -> str | None:
         """The task's exit status by a look at the list that has begun after `not_before`; None while it runs."""
-        shared = self.shared(task.node)
+        shared, impatient = self.shared(task.node), time.monotonic() + POLL_PATIENCE
         for _left in waits(self.timeout, first=0.005, longest=0.05):
             found = shared.polled()
             if task.text in found["ended"]:
@@ -129,7 +139,7 @@ class Tasks:
             if covered and found["began"] >= not_before:
                 return None
             with shared.polling() as mine:
-                if mine:
+                if mine or time.monotonic() >= impatient:
                     return self._poll(task, shared)
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .checkpoints import Checkpoints
 from .config import Identity, Wanted
-from .errors import ApiError, NotFound, NotPossible, PveError
+from .errors import ApiError, IdentityError, NotFound, NotPossible, PveError
 from .guest import Guest
 from .images import Image
 from .machines import Change, Machines, Raced, persist
@@ -144,7 +144,7 @@ class Templates:
         done = bool(found and self._is_template(found))
         made = found
         if not done and not check:
-            values = {"description": identity.line(), "tags": ";".join(tags or ["autovibe"]), "pool": pool}
+            values = {"tags": ";".join(tags or ["autovibe"]), "pool": pool}
             disk = inputs.image.obtain(self.machines, inputs.fingerprint)
             made = self._build(inputs, {**inputs.config(disk), **values}, identity, found, vmid)
         facts = self._facts(made or vmid, inputs, identity)
@@ -180,7 +180,7 @@ class Templates:
             step.run(guest)
         Step(("/bin/sh", "-c", SEAL)).run(guest)
         machines.ensure(vmid, Wanted(), state="stopped", shutdown_timeout=SHUTDOWN_SECONDS)
-        persist(lambda: machines.set_config(vmid, {"description": f"{identity.line()}\n{SEALED}"}))
+        persist(lambda: machines.set_config(vmid, {"description": f"{_line(identity, vmid)}\n{SEALED}"}))
 
     def _is_sealed(self, vmid: int) -> bool:
         seen = self.machines.settled(vmid)
@@ -206,12 +206,14 @@ class Templates:
             seen = self.machines.settled(vmid)
             if seen is not None:
                 self.machines.check_identity(seen, identity)
+                if not _is_version(seen.config, vmid, identity):
+                    raise IdentityError(f"VM {vmid} is a clone of template '{name}', or another installation's.")
                 self._refuse_other_version(seen.config, identity, vmid)
             return vmid if seen else None
         for vm in self.machines.list():
             if vm.get("name") == name:
                 config = self.machines.config(vm["vmid"]) or {}
-                if identity.owns(config.get("description")) and _version(config) == identity.get("inputs"):
+                if _is_version(config, int(vm["vmid"]), identity) and _version(config) == identity.get("inputs"):
                     return int(vm["vmid"])
         return None
 
@@ -229,11 +231,15 @@ class Templates:
     def _create(self, found: int | None, vmid: int | None, identity: Identity, values: dict[str, Any]) -> int:
         if found is not None:
             return found
-        # Looked for again: a pass whose answer was lost may have made it.
+        # Looked for again: a pass whose answer was lost may have made it, or a run that was broken off.
+        if vmid is None:
+            self.machines.tasks.node = self.machines.node
+            self.machines.tasks.settle_earlier(kind="qmcreate")
         again = self._find(identity, values["name"], vmid)
         if again is not None:
             return again
         new = vmid or int(self.client.get("/cluster/nextid"))
+        values = {**values, "description": _line(identity, new)}
         try:
             self.machines.task(self.client.post(f"/nodes/{self.machines.node}/qemu", vmid=new, **values))
         except ApiError as error:
@@ -259,7 +265,7 @@ class Versions:
             if vm.get("name") != name or int(vm["vmid"]) == self.current:
                 continue
             config = self.machines.config(int(vm["vmid"])) or {}
-            if self.identity.owns(config.get("description")):
+            if _is_version(config, int(vm["vmid"]), self.identity):
                 found.append((_ctime(config), int(vm["vmid"])))
         return [vmid for _ctime, vmid in sorted(found, reverse=True)]
 
@@ -282,6 +288,20 @@ class Versions:
 
 def _without_version(identity: Identity) -> Identity:
     return Identity.of(installation=identity.get("installation"), template=identity.get("template"))
+
+
+def _line(identity: Identity, vmid: int) -> str:
+    """The identity with the VM id: a clone inherits the text, and is none of the template's versions."""
+    return Identity.of(**dict(identity.fields), vm=str(vmid)).line()
+
+
+def _is_version(config: dict[str, Any], vmid: int, identity: Identity) -> bool:
+    """Whether a VM is a version of this template, or is becoming one."""
+    found = Identity.parse(config.get("description"))
+    if found is None or any(found.get(name) != identity.get(name) for name in ("installation", "template")):
+        return False
+    # Templates of version 0.1 do not say their id.
+    return found.get("vm") == str(vmid) or (found.get("vm") is None and bool(int(config.get("template") or 0)))
 
 
 def _ctime(config: dict[str, Any]) -> int:
