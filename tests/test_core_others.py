@@ -27,6 +27,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import I
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Templates
+from inprocess import task
 from test_core_lab import BASE, connected, spawn, started_lab
 
 ME = {"installation": "i", "machine": "m"}
@@ -208,3 +209,27 @@ def test_a_vm_with_the_id_and_another_name_is_not_removed(lab):
     with pytest.raises(errors.IdentityError, match="VM 200 is 'db', not 'web'"):
         machines.remove(200, Wanted(name="web"), force=True)
     assert machines.remove(200, Wanted(name="db"), force=True).changed
+
+
+def test_a_description_leaves_the_identity(lab):
+    machines = connected(lab)
+    machines.ensure(200, Wanted(name="web", identity=Identity.of(**ME)), source=lambda: Source(BASE))
+    for notes in ("one", "two"):
+        told = machines.ensure(200, Wanted(notes=notes), check=True)
+        done = machines.ensure(200, Wanted(notes=notes))
+        assert (told.after, done.changed) == (done.after, True)
+        assert machines.config(200)["description"].rstrip() == f"autovibe installation=i machine=m\n{notes}"
+        assert not machines.ensure(200, Wanted(notes=notes)).changed
+
+
+def test_an_operation_alone_is_nobodys_identity(lab):
+    spawned = Wanted(name="web", identity=Identity.of(**ME))
+    connected(lab).ensure(200, spawned, source=lambda: Source(BASE))
+    refused = task(lab, "machine", vm_id=200, identity={"operation": "x"}, cores=2)
+    assert (refused["failed"], refused["error_class"]) == (True, "SettingsError")
+
+
+def test_a_checkpoint_of_a_machine_that_is_gone_is_gone(lab):
+    for who in ({"machine_name": "gone"}, {"identity": ME}, {"vm_id": 999}):
+        done = task(lab, "checkpoint", state="absent", name="saved", **who)
+        assert (done["changed"], done["checkpoint"]["exists"]) == (False, False), done

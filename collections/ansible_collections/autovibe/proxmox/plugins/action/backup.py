@@ -7,12 +7,17 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.backups import Backup, Backups
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
-from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff, identity
+from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import (
+    Client,
+    PveAction,
+    diff,
+    identity,
+    identity_of,
+)
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.lookup import MACHINE_SPEC, machine_id
 
 COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
@@ -76,13 +81,13 @@ def _volume(backups: Backups, options: dict[str, Any]) -> str:
 
 
 def _restore(backups: Backups, options: dict[str, Any]) -> Restore:
-    own = Identity.of(**(options["restore_identity"] or {}))
-    if options["restore_vm_id"] is None and not own.fields:
+    own = identity_of(options["restore_identity"], "restore_identity")
+    if options["restore_vm_id"] is None and own is None:
         raise SettingsError("Give restore_vm_id or restore_identity: without one, each run would restore another VM.")
     return Restore(
         volume=_volume(backups, options),
         vmid=options["restore_vm_id"],
         storage=options["restore_storage"],
-        identity=own if own.fields else None,
+        identity=own,
         **{key: options[key] for key in ("pool", "unique", "start")},
     )

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints import Checkpoint, Checkpoints
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import NotFound
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Change, Machines
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff, identity
@@ -63,8 +64,14 @@ class ActionModule(PveAction):
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
         machines = Machines(client, options["node"], options["timeout"])
         checkpoints = Checkpoints(machines)
-        vmid = machine_id(machines, options)
         state = options["state"]
+        try:
+            vmid = machine_id(machines, options)
+        except NotFound:
+            if state != "absent":
+                raise
+            gone = {**checkpoints.facts(None, options["name"], "snapshot"), "exists": False}
+            return _result(Change({}, {}, gone), "checkpoint")
         if state == "retained":
             keep = Keep(**{key: tuple(it) if isinstance(it, list) else it for key, it in options["keep"].items()})
             change = checkpoints.retained(vmid, identity(options), keep, check=check)

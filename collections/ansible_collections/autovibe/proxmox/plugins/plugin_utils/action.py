@@ -129,7 +129,13 @@ class PveAction(ActionBase, abc.ABC):
 
 
 def identity(options: dict[str, Any]) -> Identity | None:
-    given = Identity.of(**(options.get("identity") or {}))
+    return identity_of(options.get("identity"), "identity")
+
+
+def identity_of(values: dict[str, str] | None, option: str) -> Identity | None:
+    given = Identity.of(**(values or {}))
+    if given.fields and not (given.get("installation") or given.get("machine")):
+        raise SettingsError(f"{option}: give machine or installation; an operation alone says of no VM whose it is.")
     return given if given.fields else None
 
 

@@ -97,9 +97,11 @@ class Wanted:
 
     def description(self, current: str | None = None) -> str | None:
         """Identity and notes; what is not given of either stays as it is in the current description."""
-        _first, _newline, rest = (current or "").partition("\n")
+        first, _newline, rest = (current or "").partition("\n")
         if self.identity is None:
-            return self.notes
+            if self.notes is None or Identity.parse(current) is None:
+                return self.notes
+            return "\n".join(filter(None, [first, self.notes]))
         known = Identity.parse(current) or Identity(())
         line = Identity.of(**{**dict(known.fields), **dict(self.identity.fields)}).line()
         return "\n".join(filter(None, [line, rest if self.notes is None else self.notes]))
