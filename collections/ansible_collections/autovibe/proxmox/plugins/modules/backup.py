@@ -14,7 +14,7 @@ description:
   - Makes backups of a VM on any storage for backups (archives in a directory, NFS, a Proxmox Backup Server), restores
     one as a VM of its own, says whether one is good, removes them.
   - May be broken off anywhere and run again. A backup that is under way is waited for, and a restore is done once.
-  - Proxmox VE tells backups by VM id. Those of an earlier VM that had the same id count for O(max_age) and O(keep), too.
+  - Proxmox VE tells backups by VM id. Those of an earlier VM with the same id count for O(max_age) and O(keep), too.
 options:
   state:
     description:
