@@ -66,13 +66,20 @@ def worker_of(site: Any) -> psutil.Process:
     return next(child for child in hub.children() if "autovibe.worker" in " ".join(child.cmdline()))
 
 
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def kill_worker_while_held(site: Any, aids: Aids, held: str, ask: Any) -> Any:
     hold = aids.ask("POST", "holds", method="*", path=held)["id"]
     asked = ask()
     wait_for(lambda: aids.ask("GET", f"holds/{hold}")["state"] == "holding", f"a call of {held}")
     victim = worker_of(site)
     victim.kill()
-    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, "the worker's end")
+    wait_for(lambda: is_gone(victim), "the worker's end")
     return asked
 
 
