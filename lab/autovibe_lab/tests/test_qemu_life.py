@@ -299,6 +299,8 @@ def test_a_failed_start_says_why(bench: Bench) -> None:
     bench.runner.run(body())
 
 
+# On a machine under heavy load QEMU was once gone in the middle of this; until that is understood it is a long test.
+@pytest.mark.soak
 def test_the_firewall_closes_the_way_to_the_hub_for_new_connections(bench: Bench) -> None:
     program = "import socket; s = socket.create_connection(('192.168.100.2', 8000), 20); print(s.recv(10).decode())"
 
