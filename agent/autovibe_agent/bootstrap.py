@@ -48,20 +48,14 @@ def log(text):
 class IdentityFile:
     """The identity as it was pushed; cheap to poll.
 
-    Its token is taken off the disk as soon as it is read, so that no copy of the disk carries it. The whole identity is
-    kept in /run, which ends with the boot: a copy, or a disk rolled back, waits for an identity of its own.
+    It is pushed into /run, which is memory: its token never stands on a disk, and a copy of the disk, or one rolled back
+    and booted, waits for an identity of its own.
     """
 
-    def __init__(self, path, kept):
+    def __init__(self, path):
         self.path = path
-        self.kept = kept
         self._stamp = None
         self._value = None
-        try:
-            with open(kept, encoding="utf-8") as file:
-                self._value = whole(json.load(file))
-        except (OSError, ValueError):
-            pass
 
     def read(self):
         """The identity that was pushed last, or None while there is none (or only half of one)."""
@@ -76,18 +70,8 @@ class IdentityFile:
             return self._value
         self._stamp = stamp
         if value is not None:
-            write(self.kept, json.dumps(value).encode(), 0o600)
-            self._take_token_away(value)
             self._value = value
         return self._value
-
-    def _take_token_away(self, value):
-        """Overwrites it where it stands: a new file would leave the old one's blocks on the disk."""
-        without = json.dumps({**value, "token": ""}).encode()
-        with open(self.path, "r+b") as file:
-            file.write(without.ljust(os.fstat(file.fileno()).st_size))
-            file.flush()
-            os.fsync(file.fileno())
 
     def wait(self, other_than=None, seconds=None):
         """Blocks until there is an identity that differs from `other_than`, or (None) the seconds have passed."""
@@ -175,9 +159,7 @@ class Bootstrap:
         self.run_dir = os.path.join(root, "run/autovibe")
         os.makedirs(self.run_dir, mode=0o755, exist_ok=True)
         os.chmod(self.run_dir, 0o755)
-        self.identity_file = IdentityFile(
-            os.path.join(root, "etc/autovibe/identity.json"), os.path.join(self.run_dir, "identity.json")
-        )
+        self.identity_file = IdentityFile(os.path.join(self.run_dir, "identity.json"))
         self.child = None
 
     def fetch_ca(self, identity):
@@ -225,7 +207,7 @@ class Bootstrap:
         """Runs the agent to its end; None when another identity came first."""
         ca_path = self.fetch_ca(identity)
         agent, sha256 = self.fetch_agent(identity, ca_path)
-        argv = [sys.executable, "-I", "-S", agent, "--identity", self.identity_file.kept, "--ca", ca_path]
+        argv = [sys.executable, "-I", "-S", agent, "--identity", self.identity_file.path, "--ca", ca_path]
         argv += ["--root", self.root, "--user", self.user, "--agent-sha256", sha256]
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
         self.child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)

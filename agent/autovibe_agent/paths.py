@@ -17,10 +17,6 @@ class Paths:
         return self.root / "run/autovibe"
 
     @property
-    def identity(self) -> Path:
-        return self.root / "etc/autovibe/identity.json"
-
-    @property
     def ca(self) -> Path:
         return self.run / "ca.pem"
 

@@ -248,7 +248,7 @@ GOOD = {"machine": "m", "generation": 1, "hub_url": "https://h", "ca_sha256": "0
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", json.dumps({**GOOD, "generation": "1"}), '"x"'])
 def test_only_a_whole_identity_is_one(tmp_path, content):
     path: Path = tmp_path / "identity.json"
-    file = IdentityFile(path, tmp_path / "kept.json")
+    file = IdentityFile(path)
     assert file.read() is None
     path.write_text(content)
     assert file.read() is None
@@ -257,14 +257,12 @@ def test_only_a_whole_identity_is_one(tmp_path, content):
     assert file.wait(other_than=GOOD, seconds=0) is None
 
 
-def test_the_token_is_taken_off_the_disk_and_kept_for_this_boot_only(tmp_path):
-    path, kept = tmp_path / "identity.json", tmp_path / "kept.json"
-    path.write_text(json.dumps({**GOOD, "token": "one-time"}))
-    blocks = path.stat().st_ino, path.stat().st_size
-    assert IdentityFile(path, kept).read()["token"] == "one-time"
-    assert (path.stat().st_ino, path.stat().st_size) == blocks
-    assert json.loads(path.read_text()) == {**GOOD, "token": ""}
-    assert kept.stat().st_mode & 0o777 == 0o600
-    # The bootstrap that died goes on with it; after a boot, or on a copy of the disk, there is none.
-    assert IdentityFile(path, kept).read()["token"] == "one-time"
-    assert IdentityFile(path, tmp_path / "another boot").read() is None
+def test_another_identity_takes_the_place_of_the_one_before(tmp_path):
+    path = tmp_path / "identity.json"
+    path.write_text(json.dumps(GOOD))
+    file = IdentityFile(path)
+    assert file.read() == GOOD
+    path.write_text("{")
+    assert file.read() == GOOD
+    path.write_text(json.dumps({**GOOD, "generation": 2}))
+    assert file.wait(other_than=GOOD, seconds=0) == {**GOOD, "generation": 2}

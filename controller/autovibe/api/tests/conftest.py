@@ -126,7 +126,7 @@ class Guest:
 
     def __init__(self, hub, root: Path):
         self.hub, self.root = hub, root
-        for folder in ("etc/autovibe", "run", "workspace", "home"):
+        for folder in ("run/autovibe", "workspace", "home"):
             (root / folder).mkdir(parents=True)
         root.chmod(0o755)
         if os.geteuid() == 0:
@@ -145,9 +145,11 @@ class Guest:
     def push(self, machine, **changes):
         """What role `machine` does: writes the identity of the machine's present generation."""
         content = {**identity.identity(self.hub.settings, self.hub.get(machine)), **changes}
-        path = self.root / "etc/autovibe/identity.json"
-        path.write_text(json.dumps(content))
-        path.chmod(0o600)
+        path = self.root / "run/autovibe/identity.json"
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(content))
+        new.chmod(0o600)
+        new.replace(path)
         return content
 
     def stop(self):

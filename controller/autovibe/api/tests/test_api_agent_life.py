@@ -180,7 +180,7 @@ def test_an_agent_that_is_killed_does_not_repeat_its_prompt(hub, guest, until):
 
 def test_half_an_identity_is_no_identity(hub, guest, until):
     machine = hub.machine(command=["true"])
-    path = guest.root / "etc/autovibe/identity.json"
+    path = guest.root / "run/autovibe/identity.json"
     path.write_text('{"machine": "x", ')
     guest.start()
     until(lambda: has_slept(guest.process.pid))
