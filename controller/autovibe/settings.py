@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     machine_boot_seconds: int = Field(900, ge=1, description="A machine that has not enrolled by then is ended")
     machine_silence_seconds: int = Field(600, ge=1, description="A machine without a heartbeat for so long is ended")
     vm_id_first: int = Field(10000, ge=100, le=999_000_000)
-    default_cores: int = Field(1, ge=1)
+    default_cores: int = Field(2, ge=1)
     default_memory: int = Field(1024, ge=64, description="MiB")
     default_template: str = "autovibe-guest"
     default_model: str = "claude-sonnet-5-5"
