@@ -28,6 +28,25 @@ WANTED: dict[str, Any] = {
 }
 
 
+#: `zpool` and `zfs` that keep names and properties in files, and note what they were told: there is no ZFS here.
+ZFS = r"""#!/bin/sh
+state=/srv/zfs; mkdir -p $state; tool=$(basename $0); verb=$1; shift
+case "$tool $verb" in
+"zpool list") [ "$1" = -H ] || { test -e $state/$1; exit; }; ls $state | grep -v '^log$' | grep -v ,; exit 0;;
+"zpool get") printf 'NAME PROPERTY VALUE SOURCE
+tank version - default
+'; exit 0;;
+"zpool create") case " $* " in *" -n "*) exit 0;; esac; echo "$tool $verb $*" >>$state/log; : >$state/tank; exit 0;;
+"zfs list") for name; do :; done; test -e $state/$(echo $name | tr / ,); exit;;
+"zfs create") echo "$tool $verb $*" >>$state/log; for name; do :; done; file=$state/$(echo $name | tr / ,); : >$file
+  while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "$2" >>$file; shift; done;;
+"zfs get") for name; do :; done; file=$state/$(echo $name | tr / ,)
+  case "$*" in *property,source*) sed 's/=.*/	local/' $file;; *) key=$5; sed -n "s/^$key=//p" $file;; esac;;
+*) echo "$tool $verb $*" >>$state/log;;
+esac
+"""
+
+
 def has_proxmox(h: Host, version: str = "8.4.14") -> None:
     """A package of that name: what the role asks for."""
     control = f"Package: pve-manager\nVersion: {version}\nArchitecture: all\nMaintainer: x\nDescription: x\n"
@@ -151,6 +170,35 @@ def test_repositories_are_switched_as_the_user_chose(pve, made):
     pve.run(f"rm {enterprise}")
 
 
+def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve, made):
+    for tool in ("zpool", "zfs"):
+        pve.write(f"/usr/local/sbin/{tool}", ZFS, "755")
+    disks = ("--tags", "proxmox_host_disks")
+    wanted = {
+        "proxmox_host_zpools": [{"name": "tank", "vdevs": [{"type": "mirror", "disks": ["/dev/a", "/dev/b"]}]}],
+        "proxmox_host_zfs_datasets": [{"name": "tank/machines", "encrypted": True, "properties": {"atime": "off"}}],
+        "proxmox_host_erase_disks": ["/dev/a"],
+    }
+    assert "would take /dev/b with all that" in " ".join(converge(pve, *disks, check=False, **wanted).output.split())
+    wanted["proxmox_host_erase_disks"] = ["/dev/a", "/dev/b"]
+    told = converge(pve, *disks, "--check", **wanted)
+    assert pve.run("test -e /srv/zfs/log", check=False).returncode != 0
+    real = converge(pve, *disks, "--diff", **wanted)
+    assert told.changed >= 4
+    create, dataset = pve.read("/srv/zfs/log").splitlines()
+    assert create.endswith("tank mirror /dev/a /dev/b")
+    assert "-o ashift=12" in create
+    assert "-O compression=lz4" in create
+    assert "encryption=aes-256-gcm" in dataset
+    assert "keylocation=file:///etc/autovibe/zfs-keys/tank-machines.key" in dataset
+    key = pve.read("/etc/autovibe/zfs-keys/tank-machines.key").strip()
+    assert len(key) == 64
+    assert key not in real.output
+    assert pve.run("stat -c %a /etc/autovibe/zfs-keys/tank-machines.key").stdout.strip() == "600"
+    assert converge(pve, *disks, **wanted).changed == 0
+    pve.run("rm -r /etc/autovibe /etc/systemd/system/autovibe-* /srv/zfs /usr/local/sbin/z*")
+
+
 def test_a_host_that_is_no_proxmox_or_is_full_is_refused(pve, made):
     full = converge(pve, check=False, proxmox_host_min_free_gib=10**6)
     assert "MiB free on / or /var" in full.output
@@ -171,5 +219,7 @@ def test_the_undo_leaves_nothing_of_the_role(pve, made):
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_argument_specs():
-    done = subprocess.run([sys.executable, "scripts/role-docs", "--check"], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/role-docs", "--check"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
