@@ -61,7 +61,7 @@ def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before:
 def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
     predicted = play(h, "--check", "--diff", machine_network_profile="open")
     assert len(re.findall(r"^[+-]\t", predicted.output, re.MULTILINE)) < 60, "the diff is what changes"
-    kill_at(h, "Load the rules", machine_network_profile="open")
+    kill_at(h, "Let systemd read the units", machine_network_profile="open")
     finished = play(h, machine_network_profile="open")
     assert {"Load the rules"} <= {name.split(" : ")[-1] for name in finished.changed_tasks}
     assert set(finished.changed_tasks) < set(predicted.changed_tasks)
@@ -73,7 +73,7 @@ def test_an_unconfirmed_change_is_rolled_back_by_the_timer_and_by_a_boot(h: Host
     good = h.read(FILE)
     for number, seconds in ((7, 4), (8, 600)):
         gateway = f"192.168.100.{number}"
-        confirm = "Confirm that the host can be reached"
+        confirm = "Reach the host anew"
         kill_at(h, confirm, machine_network_gateway=gateway, machine_network_confirm_seconds=seconds)
         if seconds == 600:
             assert f"{gateway}/24" in h.run("ip -br address show vmbr1").stdout
