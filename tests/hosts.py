@@ -23,7 +23,9 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -358,3 +360,25 @@ def _folder() -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _hold(inventory: Path, packages: list[str]) -> None:
+    """Keep a host until SIGTERM, with its inventory at a given place: for Molecule, and for looking around by hand."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with host(packages) as held:
+        inventory.parent.mkdir(parents=True, exist_ok=True)
+        part = inventory.with_suffix(".part")
+        content = json.loads(held.inventory.read_text())
+        content["all"]["vars"] = {"holder": os.getpid()}
+        part.write_text(json.dumps(content, indent=2))
+        part.rename(inventory)
+        try:
+            signal.pause()
+        finally:
+            inventory.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: hosts.py INVENTORY [PACKAGE …]: a host until SIGTERM; INVENTORY is written when it is up")
+    _hold(Path(sys.argv[1]), sys.argv[2:])

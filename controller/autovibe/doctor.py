@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -181,6 +182,32 @@ def _proxmox(settings: Settings) -> Finding:
     reason = str(result.get("msg") or next((line for line in lines if "ERROR" in line), "Ansible failed"))
     hint = "Start it with `autovibe lab up`." if _is_lab(settings) else "Check the inventory's proxmox_api_… variables."
     return Finding("proxmox", "missing", " ".join(reason.split()), hint)
+
+
+def examine_site(settings: Settings) -> Iterator[Finding]:
+    """The site from outside, with its own token: each task of playbooks/doctor.yml is a finding."""
+    found: list[Finding] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event.get("event") in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable"):
+            data = event["event_data"]
+            good = event["event"] == "runner_on_ok"
+            said = " ".join(str((data.get("res") or {}).get("msg", "answers")).split())
+            # Of Ansible's sentence around a lookup's error, the error.
+            said, _, hint = re.sub(r"^Task failed: .* lookup plugin '[^']+' failed: ", "", said).partition(" → ")
+            found.append(Finding(str(data["task"]).lower(), "ok" if good else "missing", said, hint or None))
+
+    run_uuid = uuid4()
+    try:
+        run = runner.Run(settings, run_uuid, "doctor")
+        run.prepare()
+        run.write_inventory([])
+        outcome = run.execute(note)
+        if not found:
+            found.append(Finding("site", "missing", outcome.tail.strip() or "Ansible said nothing"))
+    finally:
+        shutil.rmtree(runner.folder_of(settings, run_uuid), ignore_errors=True)
+    yield from found
 
 
 @contextlib.contextmanager

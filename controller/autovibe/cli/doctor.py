@@ -12,15 +12,16 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗",
 
 
 @click.command()
+@click.option("--site", is_flag=True, help="Look at the Proxmox site instead: API, token, storage, bridge, templates.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(site: bool, as_json: bool) -> None:
     """Say what is missing, what cannot be reached, and what to do; fails when something needed is missing."""
     from rich.text import Text
 
-    from autovibe.doctor import examine
+    from autovibe.doctor import examine, examine_site
 
     findings, out = [], console()
-    for finding in examine(settings()):
+    for finding in examine_site(settings()) if site else examine(settings()):
         findings.append(finding)
         if not as_json:
             mark, colour = _MARKS[finding.state]

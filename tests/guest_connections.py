@@ -1,0 +1,51 @@
+"""200 connections from a guest to its hub, kept busy.
+
+Runs in the test host until something comes by its standard input; then says how many are still good, how many times
+each was used, and the longest time that one round took.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+import time
+
+from guest_world import HUB, inside
+
+NUMBER = 200
+
+
+def main() -> None:
+    with inside("hub"):
+        listener = socket.create_server(("", 8000), backlog=2 * NUMBER)
+    clients, servers = [], []
+    for _ in range(NUMBER):
+        with inside("g1"):
+            client = socket.socket()
+        client.settimeout(5)
+        client.connect((HUB, 8000))
+        server, _ = listener.accept()
+        server.settimeout(5)
+        clients.append(client)
+        servers.append(server)
+    print("ready", flush=True)
+    rounds, longest, broken = 0, 0.0, set()
+    while not select.select([sys.stdin], [], [], 0.05)[0]:
+        start = time.monotonic()
+        for number, (client, server) in enumerate(zip(clients, servers, strict=True)):
+            try:
+                client.sendall(b"ask")
+                assert server.recv(3) == b"ask"
+                server.sendall(b"answer")
+                assert client.recv(6) == b"answer"
+            except (OSError, AssertionError):
+                broken.add(number)
+        rounds += 1
+        longest = max(longest, time.monotonic() - start)
+    print(json.dumps({"good": NUMBER - len(broken), "rounds": rounds, "longest": longest}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

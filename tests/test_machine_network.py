@@ -1,0 +1,141 @@
+"""Role machine_network on a live host: what it changes, what it says it would, and what a broken run leaves."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+from hosts import Host
+from network_hosts import kill_at, network_host, play
+
+FILE = "/etc/network/interfaces.d/autovibe-vmbr1"
+OTHERS = "table inet others { chain input { type filter hook input priority 0; ip saddr 198.51.100.7 drop; }; }"
+
+
+@pytest.fixture(scope="module")
+def h() -> Iterator[Host]:
+    """A host whose life the first tests tell, in their order: each goes on where the one before has ended."""
+    with network_host() as made:
+        made.write("/etc/others.nft", OTHERS)
+        made.run("nft -f /etc/others.nft")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Host]:
+    with network_host() as made:
+        yield made
+
+
+def wait_for(h: Host, condition: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while h.run(condition, check=False).returncode != 0:
+        assert time.monotonic() < end, f"{condition}: {h.run('journalctl -n 30 --no-pager').stdout}"
+        time.sleep(0.1)
+
+
+def outside(h: Host) -> str:
+    """What is not the role's, and where it would leave something."""
+    return h.run(
+        "nft list ruleset; cat /etc/network/interfaces; ip -brief -4 address show vmbr0;"
+        " ls /etc/systemd/system /etc/systemd/system/*.wants /usr/local/sbin /etc/network/interfaces.d"
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def before(h: Host) -> str:
+    return outside(h)
+
+
+def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before: str) -> None:
+    predicted = play(h, "--check", "--diff")
+    assert "+iface vmbr1 inet static" in predicted.output
+    assert '+\t\tcounter drop comment "guest to guest"' in predicted.output
+    assert outside(h) == before, "check mode changes nothing"
+    assert play(h).changed_tasks == predicted.changed_tasks != []
+    assert play(h).changed == 0
+
+
+def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
+    predicted = play(h, "--check", "--diff", machine_network_profile="open")
+    assert len(re.findall(r"^[+-]\t", predicted.output, re.MULTILINE)) < 60, "the diff is what changes"
+    kill_at(h, "Let systemd read the units", machine_network_profile="open")
+    finished = play(h, machine_network_profile="open")
+    assert {"Load the rules"} <= {name.split(" : ")[-1] for name in finished.changed_tasks}
+    assert set(finished.changed_tasks) < set(predicted.changed_tasks)
+    assert "masquerade" in h.run("nft list table inet autovibe").stdout
+    assert h.run("ls /run/autovibe/network/loaded.*").stdout.count("\n") == 1
+
+
+def test_an_unconfirmed_change_is_rolled_back_by_the_timer_and_by_a_boot(h: Host) -> None:
+    good = h.read(FILE)
+    for number, seconds in ((7, 4), (8, 600)):
+        gateway = f"192.168.100.{number}"
+        confirm = "Reach the host anew"
+        kill_at(h, confirm, machine_network_gateway=gateway, machine_network_confirm_seconds=seconds)
+        if seconds == 600:
+            assert f"{gateway}/24" in h.run("ip -br address show vmbr1").stdout
+            h.reboot()
+            h.run("nft -f /etc/others.nft")
+        wait_for(h, "! test -e /var/lib/autovibe/network/pending")
+        assert h.read(FILE) == good
+        wait_for(h, "ip -br address show vmbr1 | grep -q 192.168.100.1/24")
+    assert h.run("nft list table bridge autovibe | grep -c counter").stdout != "0\n"
+    assert h.run("systemctl list-timers --all --no-legend 'autovibe-network-rollback*'").stdout == ""
+
+
+def test_a_removal_spares_running_guests_and_leaves_nothing(h: Host, before: str) -> None:
+    h.run("ip link add tap110i0 type veth peer name g1; ip link set tap110i0 master vmbr1 up")
+    refused = play(h, check=False, machine_network_state="absent")
+    assert refused.returncode != 0
+    assert "stop these guests" in refused.output
+    h.run("ip link delete tap110i0")
+
+    predicted = play(h, "--check", machine_network_state="absent")
+    assert play(h, machine_network_state="absent").changed_tasks == predicted.changed_tasks != []
+    assert play(h, machine_network_state="absent").changed == 0
+    assert outside(h) == before
+    assert h.run("ip link show vmbr1", check=False).returncode != 0
+
+
+@pytest.mark.soak
+def test_a_bad_option_of_the_management_bridge_is_taken_back(plain: Host) -> None:
+    play(plain, machine_network_management_options={"bridge-ageing": "200"})
+    good = plain.read("/etc/network/interfaces")
+    assert "bridge-ageing 200" in good
+    options = {"bridge-ageing": "300", "address": "10.9.0.400/24"}
+    refused = play(plain, check=False, machine_network_management_options=options)
+    assert refused.returncode != 0
+    assert "The old ones are back" in refused.output
+    assert plain.read("/etc/network/interfaces") == good
+    assert "10.9.0.1/24" in plain.run("ip -br address show vmbr0").stdout
+
+
+@pytest.mark.soak
+def test_a_bridge_of_the_site_is_not_taken_over(plain: Host) -> None:
+    play(plain, machine_network_state="absent")
+    site = "auto vmbr1\\niface vmbr1 inet manual\\n    bridge-ports none\\n"
+    plain.run(f"printf '{site}' >>/etc/network/interfaces; ifup vmbr1")
+    refused = play(plain, check=False)
+    assert refused.returncode != 0
+    assert "machine_network_manage_bridge" in refused.output
+    play(plain, machine_network_manage_bridge=False)
+    assert not plain.run(f"ls {FILE}", check=False).stdout
+    play(plain, machine_network_manage_bridge=False, machine_network_state="absent")
+    assert plain.run("ip link show vmbr1").stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"machine_network_network": "192.168.0.0/16"}, "must be an IPv4 network of /20 to /30"),
+        ({"machine_network_profile": "everything"}, "value of machine_network_profile must be one of"),
+        ({"machine_network_match": "bridge"}, "set machine_network_match to ports"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(plain: Host, variables: dict[str, str], says: str) -> None:
+    refused = play(plain, check=False, **variables)
+    assert refused.returncode != 0
+    assert says in " ".join(refused.output.split())
