@@ -48,8 +48,8 @@ def log(text):
 class IdentityFile:
     """The identity as it was pushed; cheap to poll.
 
-    It is pushed into /run, which is memory: its token never stands on a disk, and a copy of the disk, or one rolled back
-    and booted, waits for an identity of its own.
+    It is pushed into /run, which is memory: its token never stands on a disk, and a copy of the disk, or one rolled
+    back and booted, waits for an identity of its own.
     """
 
     def __init__(self, path):
