@@ -123,6 +123,23 @@ def test_a_clone_with_the_name_of_its_template_is_none_of_its_versions(lab, full
         templates.ensure(inputs(1), vmid=200, installation="i")
 
 
+def test_a_backup_of_an_earlier_vm_with_the_id_is_none_of_this_one(lab):
+    """Its age would do; its SMBIOS uuid tells. The one that is made instead does for the next run."""
+    machines = connected(lab)
+    backups = Backups(machines)
+    spawn(machines, "earlier", 200)
+    old = backups.present(200, Backup("local", 3600)).facts["volume"]
+    assert not backups.present(200, Backup("local", 3600)).changed
+    machines.remove(200, Wanted(), force=True)
+    spawn(machines, "later", 200)
+    predicted = backups.present(200, Backup("local", 3600), check=True)
+    made = backups.present(200, Backup("local", 3600))
+    assert made.changed
+    assert made.facts["volume"] != old
+    assert (predicted.before, predicted.after) == (made.before, made.after)
+    assert not backups.present(200, Backup("local")).changed
+
+
 def test_a_vm_that_somebody_restored_is_not_ours(lab):
     machines, root = connected(lab), connected(lab, root=True)
     backups = Backups(machines)
