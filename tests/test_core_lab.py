@@ -24,6 +24,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity, Wanted  # noqa: E402
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines  # noqa: E402
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source  # noqa: E402
+from inprocess import task  # noqa: E402
 
 BASE = 100
 
@@ -218,6 +219,40 @@ def test_a_vm_is_found_on_its_node(cluster):
     # A new one goes where its source is.
     assert spawn(connected(cluster, None), "new", source=lambda: Source(BASE))["node"] == "pve1"
     assert spawn(connected(cluster, None), "other", 301)["node"] == "pve1"
+
+
+def test_a_clone_goes_to_the_node_that_is_given(cluster):
+    """Its source is on another node, on shared storage; a broken-off run's clone is waited for there."""
+    machines = connected(cluster, "pve2")
+    wanted = Wanted(name="web", cores=2, disk_size="4G")
+    told = machines.ensure(300, wanted, source=lambda: Source(BASE), state="started", check=True)
+    done = machines.ensure(300, wanted, source=lambda: Source(BASE), state="started")
+    assert (told.after, told.facts["node"]) == (done.after, "pve2")
+    assert done.facts["status"] == "running"
+    assert 300 in cluster.node.cluster.nodes["pve2"].machines
+    assert not machines.ensure(300, wanted, source=lambda: Source(BASE), state="started").changed
+    cluster.aids.drop_after("POST", "/nodes/pve1/qemu/100/clone")
+    assert spawn(connected(cluster, "pve2"), "dropped", 301)["node"] == "pve2"
+    cluster.aids.latency(profile="pve84", time_scale=2)
+    connected(cluster, "pve2").begin_clone(Source(BASE, node="pve1"), 302, name="killed")
+    assert spawn(connected(cluster, "pve2"), "killed", 302)["status"] == "running"
+    assert len(cluster.node.cluster.nodes["pve2"].machines) == 3
+
+
+def test_a_clone_from_local_storage_stays_on_its_node(cluster):
+    root = connected(cluster, root=True)
+    root.task(root.client.post("/nodes/pve1/qemu", vmid=110, name="local", scsi0="local:1"))
+    root.task(root.client.post("/nodes/pve1/qemu/110/template"))
+    for check in (True, False):
+        with pytest.raises(errors.NotPossible, match="VM 110 is on node pve1; a clone of it goes to node pve2 only"):
+            connected(cluster, "pve2").ensure(300, Wanted(name="web"), source=lambda: Source(110), check=check)
+
+
+def test_a_source_of_a_name_is_found_on_another_node(cluster):
+    arguments = {"node": "pve2", "name": "web", "source": {"name": "base"}, "state": "started"}
+    LabClient(cluster).node.qemu(BASE).config.put(name="base")
+    assert task(cluster, "machine", **arguments)["machine"]["node"] == "pve2"
+    assert not task(cluster, "machine", **arguments)["changed"]
 
 
 def test_an_id_of_another_node_is_taken(cluster):

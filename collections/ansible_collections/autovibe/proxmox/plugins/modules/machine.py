@@ -37,7 +37,9 @@ options:
     description: Name of the VM, a DNS name. Where two VMs have it, say which by O(vm_id).
     type: str
   source:
-    description: What a missing VM is made from. Needed only then, and not compared later.
+    description:
+      - What a missing VM is made from. Needed only then, and not compared later.
+      - It may be on another node than O(node), where its disks are on storage that the nodes share.
     type: dict
     suboptions:
       vm_id:
