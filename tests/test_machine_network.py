@@ -61,7 +61,7 @@ def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before:
 def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
     predicted = play(h, "--check", "--diff", machine_network_profile="open")
     assert len(re.findall(r"^[+-]\t", predicted.output, re.MULTILINE)) < 60, "the diff is what changes"
-    kill_at(h, "Let systemd read the units", machine_network_profile="open")
+    kill_at(h, "Write what fills the rules' sets", machine_network_profile="open")
     finished = play(h, machine_network_profile="open")
     assert {"Load the rules"} <= {name.split(" : ")[-1] for name in finished.changed_tasks}
     assert set(finished.changed_tasks) < set(predicted.changed_tasks)
