@@ -61,6 +61,19 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION public.raise_budget_alerts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO budget_alerts (budget_uuid, percent, used_amount, allocated_amount)
+    SELECT NEW.uuid, level, NEW.used_amount, NEW.allocated_amount
+    FROM unnest(ARRAY[75, NEW.soft_percent, 90, 100]) AS level
+    WHERE NEW.used_amount * 100 >= NEW.allocated_amount * level
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END;
+$$;
+
 CREATE FUNCTION public.refuse_usage_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -81,6 +94,19 @@ $$;
 
 CREATE TABLE public.alembic_version (
     version_num character varying(32) NOT NULL
+);
+
+CREATE TABLE public.budget_alerts (
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    budget_uuid uuid NOT NULL,
+    percent smallint NOT NULL,
+    used_amount numeric(24,9) NOT NULL,
+    allocated_amount numeric(24,9) NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivered_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_attempt_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_error text
 );
 
 CREATE TABLE public.checkpoints (
@@ -337,6 +363,7 @@ CREATE TABLE public.projects (
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    time_zone text DEFAULT 'UTC'::text NOT NULL,
     CONSTRAINT projects_greediness_check CHECK (((greediness >= (0)::numeric) AND (greediness <= (1)::numeric) AND (greediness <> 'NaN'::numeric))),
     CONSTRAINT projects_name_check CHECK ((((name)::text <> ''::text) AND ((name)::text = btrim((name)::text)))),
     CONSTRAINT projects_status_check CHECK (((status)::text = ANY ((ARRAY['active'::character varying, 'paused'::character varying, 'completed'::character varying, 'archived'::character varying])::text[])))
@@ -344,7 +371,6 @@ CREATE TABLE public.projects (
 
 CREATE TABLE public.reservations (
     uuid uuid DEFAULT gen_random_uuid() NOT NULL,
-    budget_uuid uuid NOT NULL,
     project_uuid uuid NOT NULL,
     machine_uuid uuid,
     amount_cad numeric(24,9) NOT NULL,
@@ -356,6 +382,8 @@ CREATE TABLE public.reservations (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    day date NOT NULL,
+    amounts jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT reservations_amount_cad_check CHECK (((amount_cad > (0)::numeric) AND (amount_cad <> 'NaN'::numeric))),
     CONSTRAINT reservations_check CHECK ((((status)::text = 'held'::text) = (ended_at IS NULL))),
     CONSTRAINT reservations_check1 CHECK ((((status)::text = ANY ((ARRAY['settled'::character varying, 'reaped'::character varying])::text[])) = (settled_cad IS NOT NULL))),
@@ -380,15 +408,21 @@ CREATE TABLE public.resource_budgets (
     freeze_reason text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    base_amount numeric(24,9) NOT NULL,
+    hard boolean DEFAULT true NOT NULL,
+    soft_percent smallint DEFAULT 80 NOT NULL,
+    removed_at timestamp with time zone,
     CONSTRAINT resource_budgets_allocated_amount_check CHECK (((allocated_amount >= (0)::numeric) AND (allocated_amount <> 'NaN'::numeric))),
+    CONSTRAINT resource_budgets_base_amount_check CHECK (((base_amount >= (0)::numeric) AND (base_amount <> 'NaN'::numeric))),
     CONSTRAINT resource_budgets_budget_period_check CHECK (((budget_period)::text = ANY ((ARRAY['daily'::character varying, 'weekly'::character varying, 'monthly'::character varying, 'total'::character varying])::text[]))),
     CONSTRAINT resource_budgets_check CHECK ((period_end > period_start)),
     CONSTRAINT resource_budgets_check1 CHECK ((((resource_type)::text <> 'money'::text) OR ((unit)::text = 'CAD'::text))),
-    CONSTRAINT resource_budgets_check2 CHECK (((overrun_amount = (0)::numeric) OR (frozen_at IS NOT NULL))),
+    CONSTRAINT resource_budgets_check2 CHECK (((overrun_amount = (0)::numeric) OR (frozen_at IS NOT NULL) OR (NOT hard))),
     CONSTRAINT resource_budgets_never_overspent CHECK (((used_amount + reserved_amount) <= (allocated_amount + overrun_amount))),
     CONSTRAINT resource_budgets_overrun_amount_check CHECK (((overrun_amount >= (0)::numeric) AND (overrun_amount <> 'NaN'::numeric))),
     CONSTRAINT resource_budgets_reserved_amount_check CHECK (((reserved_amount >= (0)::numeric) AND (reserved_amount <> 'NaN'::numeric))),
     CONSTRAINT resource_budgets_resource_type_check CHECK (((resource_type)::text = ANY ((ARRAY['money'::character varying, 'time'::character varying, 'api_calls'::character varying, 'cpu'::character varying, 'memory'::character varying, 'storage'::character varying, 'network'::character varying])::text[]))),
+    CONSTRAINT resource_budgets_soft_percent_check CHECK (((soft_percent >= 1) AND (soft_percent <= 100))),
     CONSTRAINT resource_budgets_used_amount_check CHECK (((used_amount >= (0)::numeric) AND (used_amount <> 'NaN'::numeric)))
 );
 
@@ -526,6 +560,12 @@ ALTER TABLE ONLY public.resource_usage ATTACH PARTITION public.resource_usage_de
 ALTER TABLE ONLY public.alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
 
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_budget_uuid_percent_key UNIQUE (budget_uuid, percent);
+
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_pkey PRIMARY KEY (uuid);
+
 ALTER TABLE ONLY public.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (uuid);
 
@@ -631,6 +671,8 @@ ALTER TABLE ONLY public.templates
 ALTER TABLE ONLY public.usage_keys
     ADD CONSTRAINT usage_keys_pkey PRIMARY KEY (idempotency_key);
 
+CREATE INDEX idx_budget_alerts_due ON public.budget_alerts USING btree (next_attempt_at) WHERE (delivered_at IS NULL);
+
 CREATE INDEX idx_checkpoints_created ON public.checkpoints USING btree (created_at DESC);
 
 CREATE INDEX idx_checkpoints_creating_machine ON public.checkpoints USING btree (creating_machine_uuid);
@@ -673,11 +715,11 @@ CREATE INDEX idx_projects_greediness ON public.projects USING btree (greediness 
 
 CREATE INDEX idx_projects_status ON public.projects USING btree (status);
 
-CREATE INDEX idx_reservations_budget ON public.reservations USING btree (budget_uuid) WHERE ((status)::text = 'held'::text);
-
 CREATE INDEX idx_reservations_held ON public.reservations USING btree (expires_at) WHERE ((status)::text = 'held'::text);
 
 CREATE INDEX idx_reservations_machine ON public.reservations USING btree (machine_uuid);
+
+CREATE INDEX idx_reservations_project ON public.reservations USING btree (project_uuid) WHERE ((status)::text = 'held'::text);
 
 CREATE INDEX idx_resource_machine ON ONLY public.resource_usage USING btree (machine_uuid);
 
@@ -709,6 +751,8 @@ ALTER INDEX public.idx_resource_type ATTACH PARTITION public.resource_usage_defa
 
 CREATE TRIGGER notify_operations AFTER INSERT OR UPDATE OF status ON public.operations FOR EACH ROW EXECUTE FUNCTION public.notify_operations();
 
+CREATE TRIGGER raise_budget_alerts AFTER UPDATE OF used_amount ON public.resource_budgets FOR EACH ROW WHEN (((new.used_amount > old.used_amount) AND ((new.used_amount * (100)::numeric) >= (new.allocated_amount * (LEAST(75, (new.soft_percent)::integer))::numeric)))) EXECUTE FUNCTION public.raise_budget_alerts();
+
 CREATE TRIGGER refuse_usage_change BEFORE DELETE OR UPDATE ON public.resource_usage FOR EACH ROW EXECUTE FUNCTION public.refuse_usage_change();
 
 CREATE TRIGGER refuse_usage_change BEFORE DELETE OR UPDATE ON public.usage_keys FOR EACH ROW EXECUTE FUNCTION public.refuse_usage_change();
@@ -722,6 +766,9 @@ CREATE TRIGGER refuse_usage_truncate BEFORE TRUNCATE ON public.usage_keys FOR EA
 CREATE TRIGGER update_budgets_updated_at BEFORE UPDATE ON public.resource_budgets FOR EACH ROW EXECUTE FUNCTION public.update_updated_at_column();
 
 CREATE TRIGGER update_projects_updated_at BEFORE UPDATE ON public.projects FOR EACH ROW EXECUTE FUNCTION public.update_updated_at_column();
+
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_budget_uuid_fkey FOREIGN KEY (budget_uuid) REFERENCES public.resource_budgets(uuid);
 
 ALTER TABLE ONLY public.checkpoints
     ADD CONSTRAINT checkpoints_creating_machine_uuid_fkey FOREIGN KEY (creating_machine_uuid) REFERENCES public.intelligent_machines(uuid);
@@ -788,9 +835,6 @@ ALTER TABLE ONLY public.projects
 
 ALTER TABLE ONLY public.projects
     ADD CONSTRAINT projects_initial_checkpoint_uuid_fkey FOREIGN KEY (initial_checkpoint_uuid) REFERENCES public.checkpoints(uuid) DEFERRABLE INITIALLY DEFERRED;
-
-ALTER TABLE ONLY public.reservations
-    ADD CONSTRAINT reservations_budget_uuid_fkey FOREIGN KEY (budget_uuid) REFERENCES public.resource_budgets(uuid);
 
 ALTER TABLE ONLY public.reservations
     ADD CONSTRAINT reservations_machine_uuid_fkey FOREIGN KEY (machine_uuid) REFERENCES public.intelligent_machines(uuid);

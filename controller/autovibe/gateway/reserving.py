@@ -105,7 +105,7 @@ def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | 
             try:
                 return _hold(session, wish, wanted, bound(wanted))
             except budgets.BudgetExhausted as error:
-                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget):
+                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget | budgets.CountExhausted):
                     return Short(error.message, later=False, hopeless=True)
                 reason, available = error.message, error.available
             later = available + _under_way(session, wish.caller.project_uuid)
@@ -121,6 +121,7 @@ def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Hel
         project_uuid=wish.caller.project_uuid,
         machine_uuid=wish.caller.machine_uuid,
         amount_cad=amount,
+        counts={"api_calls": Decimal(1)},
         holder=wish.request_id,
         purpose=budgets.AI_CALL,
         expires_at=datetime.now(UTC) + HOLD,
