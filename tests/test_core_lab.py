@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
 from autovibe_lab.auth import TOKEN_ID
+from autovibe_lab.guest import NullGuest
 from autovibe_lab.tests.testing import Client as LabClient
 from autovibe_lab.tests.testing import LabInThread
 
@@ -219,6 +223,35 @@ def test_a_vm_is_found_on_its_node(cluster):
     # A new one goes where its source is.
     assert spawn(connected(cluster, None), "new", source=lambda: Source(BASE))["node"] == "pve1"
     assert spawn(connected(cluster, None), "other", 301)["node"] == "pve1"
+
+
+def test_a_guest_has_its_time_to_shut_down_beside_the_timeout(lab, monkeypatch):
+    async def deaf(guest, timeout):
+        await asyncio.sleep(timeout)
+        return False
+
+    spawn(connected(lab), "web", 200)
+    monkeypatch.setattr(NullGuest, "shutdown", deaf)
+    done = connected(lab, timeout=0.5).ensure(200, Wanted(), state="stopped", shutdown_timeout=1)
+    assert done.facts["status"] == "stopped"
+
+
+def test_a_password_among_the_options_is_set_once(lab):
+    machines, wanted = connected(lab), Wanted(name="web", options={"cipassword": "hunter22"})
+    assert machines.ensure(200, wanted, source=lambda: Source(BASE)).changed
+    assert not machines.ensure(200, wanted).changed
+    assert machines.ensure(200, replace(wanted, new_password=True)).changed
+    for changed in (True, False):
+        assert machines.ensure(200, Wanted(options={"cipassword": ""})).changed is changed
+
+
+def test_files_for_a_vm_that_does_not_run_are_told(lab, tmp_path):
+    (tmp_path / "motd").write_text("hello")
+    arguments = {"name": "web", "source": {"vm_id": BASE}, "files": [{"path": "/etc/motd", "src": f"{tmp_path}/motd"}]}
+    for check in (True, False):
+        done = task(lab, "machine", check=check, **arguments)
+        assert re.fullmatch(r"VM( \d+)? is stopped: its files are not put into it; .*", done["warnings"][0])
+    assert "warnings" not in task(lab, "machine", **arguments, state="started")
 
 
 def test_a_clone_goes_to_the_node_that_is_given(cluster):

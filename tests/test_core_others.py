@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines impo
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Templates
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Step, Templates
 from inprocess import task
 from test_core_lab import BASE, connected, spawn, started_lab
 
@@ -60,7 +61,7 @@ def killed_while(lab: LabInThread, machines: Machines, kind: str, monkeypatch: A
         with pytest.raises(Killed):
             work()
     lab.aids.latency(profile="off", time_scale=1)
-    monkeypatch.setattr(tasks, "RUN_BEGAN", time.time() + 1)
+    monkeypatch.setattr(tasks, "RUN_BEGAN", time.time())  # perhaps in the very second in which the task began
     assert [task["type"] for task in lab.aids.tasks() if task["status"] == "running"] == [kind]
 
 
@@ -106,6 +107,25 @@ def test_a_template_of_another_installation_is_no_older_version(lab):
     templates = Templates(connected(lab))
     templates.ensure(inputs(1), installation="theirs")
     assert templates.ensure(inputs(2), installation=None, keep=1).facts["removed"] == []
+
+
+def test_two_hosts_of_a_play_build_one_template(lab):
+    """Two find none at once; the third finds one that is being made, and would take it for one that was given up."""
+    wanted = Inputs("web", DiskImage(volume="null:1"), "null", steps=(Step(("true",)),))
+    builders = [Templates(connected(lab)) for _ in range(3)]
+
+    def build(one: Templates) -> int:
+        return one.ensure(wanted, installation="i").facts["vm_id"]
+
+    with lab.aids.held("POST", ".*/agent/exec") as held, ThreadPoolExecutor(3) as threads:
+        done = [threads.submit(build, one) for one in builders[:2]]
+        held.wait()
+        done.append(threads.submit(build, builders[2]))
+        wait(done, timeout=1)
+        held.release()
+        assert {one.result(60) for one in done} == {101}
+    kinds = [task["type"] for task in lab.aids.tasks() if task["id"] == "101"]
+    assert sorted(kinds) == ["qmcreate", "qmshutdown", "qmstart", "qmtemplate"]
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -123,12 +123,17 @@ class ActionModule(PveAction):
             check=check,
         )
         pushed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        warnings = []
         if change.facts["status"] == "running":
             pushed = self._push(client, options, change, files, check)
+        elif files:
+            where = f"VM {change.facts['vm_id'] or ''}".rstrip()
+            warnings = [f"{where} is {change.facts['status']}: its files are not put into it; say state: started."]
         before, after = dict(change.before), dict(change.after)
         if pushed:
             before["files"], after["files"] = [one[0] for one in pushed], [one[1] for one in pushed]
-        return {"changed": before != after, "diff": diff(before, after), "machine": change.facts}
+        result = {"changed": before != after, "diff": diff(before, after), "machine": change.facts}
+        return result | ({"warnings": warnings} if warnings else {})
 
     def _push(self, client: Client, options: dict[str, Any], change: Any, files: list[Any], check: bool) -> list[Any]:
         """Before and after of each file; a guest that is only going to run has none of them yet."""

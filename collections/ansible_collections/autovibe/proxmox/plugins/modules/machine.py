@@ -187,7 +187,9 @@ options:
     type: int
     default: 0
   files:
-    description: Files to put into the running guest through its agent. Their content is never shown.
+    description:
+      - Files to put into the running guest through its agent. Their content is never shown.
+      - They are left out, with a warning, where the VM is not running after this.
     type: list
     elements: dict
     suboptions:
@@ -207,7 +209,8 @@ options:
         description: Owner in the guest, C(user) or C(user:group).
         type: str
   shutdown_timeout:
-    description: For O(state=stopped), seconds that the guest has to shut down before it is stopped. V(0) stops at once.
+    description: For O(state=stopped), seconds that the guest has to shut down before it is stopped, beside O(timeout).
+      V(0) stops at once.
     type: int
     default: 0
   force:

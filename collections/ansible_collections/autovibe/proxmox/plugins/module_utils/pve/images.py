@@ -55,7 +55,10 @@ class Image:
         if self.volume:
             return self.volume
         volume = self.place(fingerprint or "")
-        persist(lambda: self._bring(machines, volume))
+        # Two templates of one image, at once: one process brings it.
+        name = hashlib.sha256(volume.encode()).hexdigest()[:16]
+        with machines.tasks.shared(machines.node).alone(f"image-{name}", machines.tasks.timeout):
+            persist(lambda: self._bring(machines, volume))
         return volume
 
     def place(self, fingerprint: str) -> str:

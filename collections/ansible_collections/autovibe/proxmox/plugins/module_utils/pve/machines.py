@@ -156,7 +156,8 @@ class Machines(Node):
     def stop(self, vmid: int, shutdown_timeout: int | None) -> None:
         """A bounded shutdown and then a stop (one task does both), or a stop at once."""
         if shutdown_timeout:
-            self.task(self.client.post(self.path(vmid, "status", "shutdown"), timeout=shutdown_timeout, forceStop=True))
+            path = self.path(vmid, "status", "shutdown")
+            self.tasks.wait(self.client.post(path, timeout=shutdown_timeout, forceStop=True), grace=shutdown_timeout)
         else:
             self.task(self.client.post(self.path(vmid, "status", "stop")))
 

@@ -145,8 +145,7 @@ class Templates:
         made = found
         if not done and not check:
             values = {"tags": ";".join(tags or ["autovibe"]), "pool": pool}
-            disk = inputs.image.obtain(self.machines, inputs.fingerprint)
-            made = self._build(inputs, {**inputs.config(disk), **values}, identity, found, vmid)
+            made = self._built_alone(inputs, values, identity, vmid)
         facts = self._facts(made or vmid, inputs, identity)
         before, after = (wanted if done else {}), wanted
         if keep is not None:
@@ -157,6 +156,16 @@ class Templates:
             before = {**before, "older": sorted(old)}
             after = {**wanted, "older": sorted(set(old) - set(gone))}
         return Change(before, after, facts)
+
+    def _built_alone(self, inputs: Inputs, values: dict[str, Any], identity: Identity, vmid: int | None) -> int:
+        """One process of ours at a time builds a version; the others find it when it is done."""
+        machines = self.machines
+        with machines.tasks.shared(machines.node).alone(f"template-{inputs.version()}", machines.tasks.timeout):
+            found = self._find(identity, inputs.name, vmid)
+            if found is not None and self._is_template(found):
+                return found
+            disk = inputs.image.obtain(machines, inputs.fingerprint)
+            return self._build(inputs, {**inputs.config(disk), **values}, identity, found, vmid)
 
     def _build(
         self, inputs: Inputs, values: dict[str, Any], identity: Identity, found: int | None, vmid: int | None
@@ -241,7 +250,8 @@ class Templates:
         new = vmid or int(self.client.get("/cluster/nextid"))
         values = {**values, "description": _line(identity, new)}
         try:
-            self.machines.task(self.client.post(f"/nodes/{self.machines.node}/qemu", vmid=new, **values))
+            path = f"/nodes/{self.machines.node}/qemu"
+            self.machines.task(lambda: self.client.post(path, vmid=new, **values))
         except ApiError as error:
             if error.id_taken:
                 raise Raced(f"VM id {new}.") from error
