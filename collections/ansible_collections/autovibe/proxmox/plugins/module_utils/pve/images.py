@@ -79,7 +79,7 @@ class Image:
         where = f"/nodes/{machines.node}/storage/{self.storage}"
         values: dict[str, Any] = {"content": "import"}
         if self.file:
-            with _Upload(self.file, name) as content:
+            with Upload(self.file, name) as content:
                 upid = machines.client.post(f"{where}/upload", filename=content, **values)
         else:
             algorithm, _colon, digest = self._parts()
@@ -108,7 +108,7 @@ class Image:
         return fingerprint
 
 
-class _Upload(io.FileIO):
+class Upload(io.FileIO):
     """A file that is uploaded under another name than its own."""
 
     def __init__(self, path: str, name: str):
