@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 
 #: A call that was forwarded may have been billed: reaped, it is settled at its bound.
 AI_CALL = "ai_call"
-# What a move would take beyond the allocation, and whether that freezes the budget.
-_SHORT = "b.used_amount + spent + b.reserved_amount - held - b.allocated_amount"
-_FROZEN = f"b.hard AND ({_SHORT} > b.overrun_amount OR (:freeze AND longest AND b.resource_type = 'money'))"
 
 
 class BudgetExhausted(AutovibeError):
@@ -99,7 +96,6 @@ def reserve(
         "types": ["money", *others],
         "amounts": [amount, *others.values()],
         "counts": json.dumps({name: str(count) for name, count in others.items()}),
-        "amount": amount,
         "holder": holder,
         "purpose": purpose,
         "expires_at": expires_at,
@@ -209,7 +205,7 @@ def _refusal(session: Session, project_uuid: UUID, values: dict[str, Any]) -> Bu
     now = allocations.present(session, project_uuid, values["at"])
     money = [row for row in now if row.resource_type == "money"]
     wanted = dict(zip(values["types"], values["amounts"], strict=True))
-    ended = session.execute(_ENDED, values).first()
+    ended = periods.missing(session, project_uuid, values["types"], values["at"])
     if ended is not None:
         return NoBudget(
             Decimal(0), f"The {ended.budget_period} budget of {ended.resource_type} has ended; set a new one"
@@ -335,43 +331,14 @@ def _correction(reservation: Reservation) -> UsageLine:
     )
 
 
-_RESERVE = sa.text(f"""
-WITH today AS ({periods.TODAY}), mine AS MATERIALIZED ({periods.MINE_IF_WHOLE}), wanted AS (
-    SELECT * FROM unnest(CAST(:types AS text[]), CAST(:amounts AS numeric[])) AS w (resource_type, amount)
-), refused AS (
-    SELECT FROM mine JOIN wanted USING (resource_type)
-    WHERE frozen_at IS NOT NULL OR (hard AND used_amount + reserved_amount + amount > allocated_amount)
-), taken AS (
-    UPDATE resource_budgets b SET reserved_amount = b.reserved_amount + wanted.amount
-    FROM mine JOIN wanted USING (resource_type)
-    WHERE b.uuid = mine.uuid AND NOT EXISTS (SELECT FROM refused)
-      AND EXISTS (SELECT FROM mine WHERE resource_type = 'money')
-    RETURNING b.uuid
+_RESERVE = sa.text(
+    "SELECT * FROM reserve_budgets(:project, :machine, :at, CAST(:types AS text[]), CAST(:amounts AS numeric[]), "
+    "CAST(:counts AS jsonb), :holder, :purpose, :expires_at)"
 )
-INSERT INTO reservations (project_uuid, machine_uuid, day, amounts, amount_cad, holder, purpose, expires_at)
-SELECT :project, :machine, day, CAST(:counts AS jsonb), :amount, :holder, :purpose, :expires_at
-FROM today WHERE EXISTS (SELECT FROM taken)
-RETURNING *
-""")  # noqa: S608
-
-_MOVE = sa.text(f"""
-WITH today AS (SELECT CAST(:day AS date) AS day), mine AS MATERIALIZED ({periods.MINE}), moved AS (
-    SELECT mine.uuid, mine.frozen_at AS frozen_before, held, spent,
-           row_number() OVER (PARTITION BY resource_type ORDER BY period_end - period_start DESC) = 1 AS longest
-    FROM mine JOIN unnest(CAST(:types AS text[]), CAST(:held AS numeric[]), CAST(:spent AS numeric[]))
-              AS w (resource_type, held, spent) USING (resource_type)
+_MOVE = sa.text(
+    "SELECT * FROM move_budgets(:project, :day, CAST(:types AS text[]), CAST(:held AS numeric[]), "
+    "CAST(:spent AS numeric[]), :freeze, :reason)"
 )
-UPDATE resource_budgets b SET
-    used_amount = b.used_amount + spent,
-    reserved_amount = b.reserved_amount - held,
-    overrun_amount = greatest(b.overrun_amount, {_SHORT}),
-    frozen_at = CASE WHEN {_FROZEN} THEN coalesce(b.frozen_at, now()) ELSE b.frozen_at END,
-    freeze_reason = CASE WHEN {_FROZEN} THEN coalesce(b.freeze_reason, :reason) ELSE b.freeze_reason END
-FROM moved WHERE b.uuid = moved.uuid
-RETURNING b.uuid, b.resource_type, b.budget_period, b.frozen_at IS NOT NULL AND frozen_before IS NULL AS froze
-""")  # noqa: S608
-
-_ENDED = sa.text(f"WITH today AS ({periods.TODAY}) {periods.MISSING}")
 
 
 def _plain(amount: Decimal) -> str:

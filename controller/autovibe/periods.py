@@ -7,6 +7,7 @@ job has to have run, and weeks in which nobody did anything have no rows.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from uuid import UUID
 from zoneinfo import available_timezones
 
@@ -29,29 +30,6 @@ UNITS = {
 HARD = frozenset({"money", "api_calls"})
 PERIODS = ("daily", "weekly", "monthly", "total")
 FOREVER = date(9999, 12, 31)
-#: As `SELECT`: the day on which the project `:project` is at the time `:at`.
-TODAY = """
-SELECT uuid AS project_uuid, (CAST(:at AS timestamptz) AT TIME ZONE time_zone)::date AS day
-FROM projects WHERE uuid = :project
-"""
-#: The periods of a project, resource by resource, that lack a row for the day.
-MISSING = """
-SELECT k.resource_type, k.budget_period FROM resource_budgets k, today
-WHERE k.project_uuid = :project AND k.resource_type = ANY(CAST(:types AS text[])) AND k.removed_at IS NULL
-GROUP BY k.resource_type, k.budget_period
-HAVING NOT bool_or(k.period_start <= today.day AND today.day < k.period_end)
-"""
-_MINE = """
-SELECT b.* FROM resource_budgets b, today
-WHERE b.project_uuid = :project AND b.resource_type = ANY(CAST(:types AS text[])) AND b.removed_at IS NULL
-  AND b.period_start <= today.day AND today.day < b.period_end {condition}
-ORDER BY b.uuid FOR NO KEY UPDATE OF b
-"""
-#: The rows that apply on the day, locked: in one order everywhere, so that no two transactions wait for each other.
-MINE = _MINE.format(condition="")
-#: The same, but none while one is missing: another transaction may be making it, so nothing is locked meanwhile.
-MINE_IF_WHOLE = _MINE.format(condition=f"AND NOT EXISTS ({MISSING})")
-
 _ROLL = sa.text("""
 WITH last AS (
     SELECT DISTINCT ON (resource_type, budget_period) * FROM resource_budgets
@@ -82,8 +60,14 @@ class InvalidPeriod(Invalid):
 
 def day_of(session: Session, project_uuid: UUID, at: datetime | None = None) -> date:
     """The project's day at a time (now)."""
-    found = session.execute(sa.text(TODAY), {"project": project_uuid, "at": moment(at)}).one()
-    return found.day
+    return session.scalar(sa.select(sa.func.project_day(project_uuid, moment(at))))
+
+
+def missing(session: Session, project_uuid: UUID, types: list[str], at: datetime) -> sa.Row[Any] | None:
+    """A period (`resource_type`, `budget_period`) that has no row for the project's day, or None."""
+    day = day_of(session, project_uuid, at)
+    query = sa.text("SELECT * FROM missing_periods(:project, CAST(:types AS text[]), :day) LIMIT 1")
+    return session.execute(query, {"project": project_uuid, "types": types, "day": day}).first()
 
 
 def moment(at: datetime | None) -> datetime:

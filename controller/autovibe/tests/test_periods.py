@@ -312,6 +312,36 @@ def test_many_at_midnight_make_one_row_and_spend_no_more_than_there_is(any_setti
         assert all(Decimal("4") < b.used_amount <= 5 for b in rows)
 
 
+def test_a_budget_that_is_set_while_others_spend_counts_all_of_it(any_settings):
+    with db.session_scope(any_settings) as session:
+        project = projects.create(session, "race", budget_cad=Decimal(1000))
+    done = threading.Event()
+
+    def client(_):
+        while not done.is_set():
+            with db.session_scope(any_settings) as session:
+                held = reserve(session, project, 1).uuid
+            with db.session_scope(any_settings) as session:
+                budgets.settle(session, held, lines=[money("0.9")])
+
+    with ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(client, number) for number in range(6)]
+        try:
+            for _ in range(15):
+                for period in ("daily", "weekly"):
+                    with db.session_scope(any_settings) as session:
+                        limit(session, project, 1000, period)
+                        _check(session, project)
+                with db.session_scope(any_settings) as session:
+                    allocations.remove(session, project.uuid, resource="money", period="daily")
+        finally:
+            done.set()
+        assert [one.exception() for one in clients] == [None] * 6
+    with db.session_scope(any_settings) as session:
+        _check(session, project)
+        assert row(session, project, "weekly").used_amount == allocations.get(session, project.uuid).used_amount > 0
+
+
 def _check(session, project):
     """What must always hold: each budget is the ledger's and the reservations' sum over its own days."""
     for budget in session.scalars(
