@@ -21,8 +21,8 @@ from .seed import Seed
 DISK = re.compile(r"(scsi|virtio|sata|ide|efidisk|tpmstate)\d+")
 #: Stands in the description of a VM that is built, sealed and stopped: all that is left is to convert it.
 SEALED = "sealed"
-#: How long the guest of a template may take to boot.
-BOOT_SECONDS = 600
+#: How long the guest of a template may take to boot, and to install its agent where it has none.
+BOOT_SECONDS = 1200
 SHUTDOWN_SECONDS = 120
 #: What a machine must not inherit: its identity, keys, logs, and what cloud-init thinks that it has done.
 #: The random seed and the journal are written at the shutdown again, unless they are told before.
