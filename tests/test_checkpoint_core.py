@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints i
     Checkpoints,
 )
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import FreezeHung, PveError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import FreezeHung, NotPossible, PveError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
@@ -123,6 +124,21 @@ def test_checkpoints_are_made_in_turns_at_their_node(checkpoints, vmid, monkeypa
     checkpoints.restored(vmid, Checkpoint("one", start=True))
     checkpoints.absent(vmid, Checkpoint("one"))
     assert begun == {"POST snapshot": 1, "POST rollback": 1, "POST start": 1, "DELETE one": 1}
+
+
+def test_a_storage_without_snapshots_is_told_with_the_reason(lab, checkpoints):
+    """In check mode by its type, else when Proxmox VE has refused."""
+    root = lab.lab.secrets.root_password
+    client = Client(
+        replace(checkpoints.client.endpoint, user="root@pam", token_id=None, token_secret=None, password=root)
+    )
+    client.post("/storage", storage="thick", type="lvm", vgname="vg", content="images")
+    machines = Machines(client, "pve1", 30)
+    machines.task(client.post("/nodes/pve1/qemu", vmid=900, scsi0="thick:1", pool="autovibe"))
+    for check in (True, False):
+        with pytest.raises(NotPossible, match=r"A snapshot of VM 900: .*'thick' \(lvm\) takes no snapshots"):
+            Checkpoints(machines).present(900, Checkpoint("one"), check=check)
+    client.close()
 
 
 def test_a_checkpoint_that_another_process_has_begun_is_waited_for(lab, checkpoints, vmid):

@@ -109,6 +109,14 @@ def test_a_template_of_another_installation_is_no_older_version(lab):
     assert templates.ensure(inputs(2), installation=None, keep=1).facts["removed"] == []
 
 
+def test_a_vm_that_an_earlier_run_has_made_meanwhile_keeps_its_power_state(lab, monkeypatch):
+    """Found only after its clone was waited for: present leaves it as it is, running."""
+    machines = connected(lab)
+    monkeypatch.setattr(machines, "_settle_earlier", lambda _origin: spawn(connected(lab), "web", 200))
+    done = machines.ensure(None, Wanted(name="web"), source=lambda: Source(BASE))
+    assert (done.facts["vm_id"], done.facts["status"]) == (200, "running")
+
+
 def test_two_hosts_of_a_play_build_one_template(lab):
     """Two find none at once; the third finds one that is being made, and would take it for one that was given up."""
     wanted = Inputs("web", DiskImage(volume="null:1"), "null", steps=(Step(("true",)),))

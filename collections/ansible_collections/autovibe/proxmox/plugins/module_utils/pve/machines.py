@@ -95,7 +95,7 @@ class Machines(Node):
         if first is None:
             if source is None:
                 raise NotFound(f"There is no VM '{vmid or wanted.name}'; give a source to make it from.")
-            return self._made(vmid, wanted, source, target, check, lookup)
+            return self._made(vmid, wanted, source, state, check, lookup)
         if first.template and target != "stopped":
             raise NotPossible(f"VM {vmid} is a template; a template cannot be started, clone it.")
         base = {**first.config, "pool": self.pool_of(first.vmid, wanted.pool)}
@@ -193,14 +193,13 @@ class Machines(Node):
         self.client.put("/pools", poolid=pool, vms=str(vmid), **{"allow-move": True})
 
     def _made(
-        self, vmid: int | None, wanted: Wanted, source: FromWhere, target: str, check: bool, lookup: bool
+        self, vmid: int | None, wanted: Wanted, source: FromWhere, state: str, check: bool, lookup: bool
     ) -> Change:
         """A VM that is not there yet."""
-        origin = source()
+        origin, target = source(), POWER.get(state, "stopped")
         if isinstance(origin, Source) and origin.node is None and self.locate(origin.vmid) is None:
             raise NotFound(f"The source, VM {origin.vmid}, does not exist.")
         if lookup and vmid is None and self._settle_earlier(origin):  # it may have been this one
-            state = {power: state for state, power in POWER.items()}[target]
             return self.ensure(None, wanted, source=lambda: origin, state=state, check=check)
         keys = [*desired(wanted, {}, created=True), *_of_other_calls(wanted)]
         if check or wanted.disk_size or getattr(origin, "snapshot", None):
