@@ -91,6 +91,11 @@ def test_a_checkpoint_costs_few_calls_and_knows_whether_it_was_frozen(lab, check
     last = lab.aids.last()
     assert not checkpoints.present(vmid, Checkpoint("one")).changed
     assert len(lab.aids.calls(last)) == 2
+    for wanted, calls in ((Checkpoint("one"), 6), (Checkpoint("one", start=True), 10)):
+        last = lab.aids.last()
+        assert checkpoints.restored(vmid, wanted).changed
+        made = [call["path"].rpartition("/")[2] for call in lab.aids.calls(last)]
+        assert len([what for what in made if what != "tasks"]) <= calls - 1, made
     checkpoints.machines.set_config(vmid, {"agent": "enabled=0"})
     wanted = Checkpoint("two")
     assert not checkpoints.present(vmid, wanted).facts["frozen"]

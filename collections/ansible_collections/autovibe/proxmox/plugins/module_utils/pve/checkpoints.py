@@ -317,7 +317,7 @@ class Checkpoints:
             self._note_restoring(seen, wanted)
             path = self.machines.path(vmid, "snapshot", wanted.name, "rollback")
             self.machines.task(lambda: self.client.post(path))
-            seen = self.seen(vmid, None)
+            seen = (self.machines.settled(vmid) if starts else None) or seen
         if starts and not seen.running:
             self.machines.task(lambda: self.client.post(self.machines.path(vmid, "status", "start")))
 
