@@ -65,7 +65,7 @@ def world(h: Host, call: str) -> None:
 
 def attempts(h: Host, wait: float) -> dict[str, bool]:
     """Which attempts of a guest arrive."""
-    return json.loads(h.run(f"python3 {HERE}/guest_attempts.py {wait}").stdout)["seen"]
+    return json.loads(h.run(f"python3 {HERE}/guest_attempts.py {wait}", timeout=900).stdout)["seen"]
 
 
 def settle(h: Host) -> None:
