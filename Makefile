@@ -39,6 +39,7 @@ format: setup ## Format the Python code
 bench: setup ## Print how long we take beside the bare API calls and community.proxmox
 	@$(BIN)/python tests/bench/spawn.py
 	@$(BIN)/python tests/bench/collection.py
+	@$(BIN)/python tests/bench/money.py
 
 schema: setup ## Write schema/schema.sql anew from the migrations
 	@$(BIN)/python -m autovibe.schema

@@ -42,6 +42,53 @@ BEGIN
 END;
 $$;
 
+CREATE TABLE public.resource_budgets (
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_uuid uuid NOT NULL,
+    resource_type character varying(50) NOT NULL,
+    budget_period character varying(20) NOT NULL,
+    period_start date NOT NULL,
+    period_end date NOT NULL,
+    allocated_amount numeric(24,9) NOT NULL,
+    used_amount numeric(24,9) DEFAULT 0 NOT NULL,
+    reserved_amount numeric(24,9) DEFAULT 0 NOT NULL,
+    overrun_amount numeric(24,9) DEFAULT 0 NOT NULL,
+    unit character varying(20) NOT NULL,
+    auto_reset boolean DEFAULT true NOT NULL,
+    frozen_at timestamp with time zone,
+    freeze_reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    base_amount numeric(24,9) NOT NULL,
+    hard boolean DEFAULT true NOT NULL,
+    soft_percent smallint DEFAULT 80 NOT NULL,
+    removed_at timestamp with time zone,
+    CONSTRAINT resource_budgets_allocated_amount_check CHECK (((allocated_amount >= (0)::numeric) AND (allocated_amount <> 'NaN'::numeric))),
+    CONSTRAINT resource_budgets_base_amount_check CHECK (((base_amount >= (0)::numeric) AND (base_amount <> 'NaN'::numeric))),
+    CONSTRAINT resource_budgets_budget_period_check CHECK (((budget_period)::text = ANY ((ARRAY['daily'::character varying, 'weekly'::character varying, 'monthly'::character varying, 'total'::character varying])::text[]))),
+    CONSTRAINT resource_budgets_check CHECK ((period_end > period_start)),
+    CONSTRAINT resource_budgets_check1 CHECK ((((resource_type)::text <> 'money'::text) OR ((unit)::text = 'CAD'::text))),
+    CONSTRAINT resource_budgets_check2 CHECK (((overrun_amount = (0)::numeric) OR (frozen_at IS NOT NULL) OR (NOT hard))),
+    CONSTRAINT resource_budgets_never_overspent CHECK (((used_amount + reserved_amount) <= (allocated_amount + overrun_amount))),
+    CONSTRAINT resource_budgets_overrun_amount_check CHECK (((overrun_amount >= (0)::numeric) AND (overrun_amount <> 'NaN'::numeric))),
+    CONSTRAINT resource_budgets_reserved_amount_check CHECK (((reserved_amount >= (0)::numeric) AND (reserved_amount <> 'NaN'::numeric))),
+    CONSTRAINT resource_budgets_resource_type_check CHECK (((resource_type)::text = ANY ((ARRAY['money'::character varying, 'time'::character varying, 'api_calls'::character varying, 'cpu'::character varying, 'memory'::character varying, 'storage'::character varying, 'network'::character varying])::text[]))),
+    CONSTRAINT resource_budgets_soft_percent_check CHECK (((soft_percent >= 1) AND (soft_percent <= 100))),
+    CONSTRAINT resource_budgets_used_amount_check CHECK (((used_amount >= (0)::numeric) AND (used_amount <> 'NaN'::numeric)))
+);
+
+CREATE FUNCTION public.lock_budgets(p_project uuid, p_types text[], p_day date) RETURNS SETOF public.resource_budgets
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    LOCK TABLE resource_budgets IN ROW EXCLUSIVE MODE;
+    RETURN QUERY SELECT b.* FROM resource_budgets b
+    WHERE b.project_uuid = p_project AND b.resource_type = ANY (p_types) AND b.removed_at IS NULL
+      AND b.period_start <= p_day AND p_day < b.period_end
+    ORDER BY b.uuid FOR NO KEY UPDATE;
+END;
+$$;
+
 CREATE FUNCTION public.make_usage_partition(name text, bounds text) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -49,6 +96,45 @@ BEGIN
     EXECUTE format('CREATE TABLE %I PARTITION OF resource_usage %s', name, bounds);
     EXECUTE format('CREATE TRIGGER refuse_usage_truncate BEFORE TRUNCATE ON %I
                     FOR EACH STATEMENT EXECUTE FUNCTION refuse_usage_change()', name);
+END;
+$$;
+
+CREATE FUNCTION public.missing_periods(p_project uuid, p_types text[], p_day date) RETURNS TABLE(resource_type character varying, budget_period character varying)
+    LANGUAGE plpgsql STABLE
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT b.resource_type, b.budget_period FROM resource_budgets b
+    WHERE b.project_uuid = p_project AND b.resource_type = ANY (p_types) AND b.removed_at IS NULL
+    GROUP BY b.resource_type, b.budget_period
+    HAVING NOT bool_or(b.period_start <= p_day AND p_day < b.period_end);
+END;
+$$;
+
+CREATE FUNCTION public.move_budgets(p_project uuid, p_day date, p_types text[], p_held numeric[], p_spent numeric[], p_freeze boolean, p_reason text) RETURNS TABLE(uuid uuid, resource_type character varying, budget_period character varying, froze boolean)
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH mine AS MATERIALIZED (
+        SELECT * FROM lock_budgets(p_project, p_types, p_day)
+    ), moved AS (
+        SELECT mine.uuid, held, spent, mine.frozen_at AS frozen_before,
+               used_amount + spent + reserved_amount - held - allocated_amount AS short,
+               hard AND (used_amount + spent + reserved_amount - held - allocated_amount > overrun_amount
+                         OR p_freeze AND mine.resource_type = 'money' AND row_number() OVER (
+                             PARTITION BY mine.resource_type ORDER BY period_end - period_start DESC) = 1) AS freezes
+        FROM mine JOIN unnest(p_types, p_held, p_spent) AS w (resource_type, held, spent)
+             ON w.resource_type = mine.resource_type
+    )
+    UPDATE resource_budgets b SET
+        used_amount = b.used_amount + spent,
+        reserved_amount = b.reserved_amount - held,
+        overrun_amount = greatest(b.overrun_amount, short),
+        frozen_at = CASE WHEN freezes THEN coalesce(b.frozen_at, now()) ELSE b.frozen_at END,
+        freeze_reason = CASE WHEN freezes THEN coalesce(b.freeze_reason, p_reason) ELSE b.freeze_reason END
+    FROM moved WHERE b.uuid = moved.uuid
+    RETURNING b.uuid, b.resource_type, b.budget_period, b.frozen_at IS NOT NULL AND frozen_before IS NULL;
 END;
 $$;
 
@@ -61,12 +147,87 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION public.project_day(p_project uuid, p_at timestamp with time zone) RETURNS date
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT (p_at AT TIME ZONE time_zone)::DATE FROM projects WHERE uuid = p_project
+$$;
+
+CREATE FUNCTION public.raise_budget_alerts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO budget_alerts (budget_uuid, percent, used_amount, allocated_amount)
+    SELECT NEW.uuid, level, NEW.used_amount, NEW.allocated_amount
+    FROM unnest(ARRAY[75, NEW.soft_percent, 90, 100]) AS level
+    WHERE NEW.used_amount * 100 >= NEW.allocated_amount * level
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END;
+$$;
+
 CREATE FUNCTION public.refuse_usage_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
     RAISE EXCEPTION 'the ledger is append-only: % on % refused', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation', HINT = 'Record a correction as a new line.';
+END;
+$$;
+
+CREATE TABLE public.reservations (
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    project_uuid uuid NOT NULL,
+    machine_uuid uuid,
+    amount_cad numeric(24,9) NOT NULL,
+    settled_cad numeric(24,9),
+    holder text NOT NULL,
+    purpose character varying(50) NOT NULL,
+    status character varying(20) DEFAULT 'held'::character varying NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    day date NOT NULL,
+    amounts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT reservations_amount_cad_check CHECK (((amount_cad > (0)::numeric) AND (amount_cad <> 'NaN'::numeric))),
+    CONSTRAINT reservations_check CHECK ((((status)::text = 'held'::text) = (ended_at IS NULL))),
+    CONSTRAINT reservations_check1 CHECK ((((status)::text = ANY ((ARRAY['settled'::character varying, 'reaped'::character varying])::text[])) = (settled_cad IS NOT NULL))),
+    CONSTRAINT reservations_settled_cad_check CHECK (((settled_cad >= (0)::numeric) AND (settled_cad <> 'NaN'::numeric))),
+    CONSTRAINT reservations_status_check CHECK (((status)::text = ANY ((ARRAY['held'::character varying, 'settled'::character varying, 'released'::character varying, 'reaped'::character varying])::text[])))
+);
+
+CREATE FUNCTION public.reserve_budgets(p_project uuid, p_machine uuid, p_at timestamp with time zone, p_types text[], p_amounts numeric[], p_counts jsonb, p_holder text, p_purpose text, p_expires_at timestamp with time zone) RETURNS SETOF public.reservations
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    today DATE := project_day(p_project, p_at);
+    wanted JSONB := (SELECT jsonb_object_agg(t, a) FROM unnest(p_types, p_amounts) AS w (t, a));
+    row resource_budgets;
+    found UUID[] := '{}';
+    has_money BOOLEAN := false;
+BEGIN
+    LOCK TABLE resource_budgets IN ROW EXCLUSIVE MODE;
+    IF today IS NULL OR EXISTS (SELECT FROM missing_periods(p_project, p_types, today)) THEN
+        RETURN;
+    END IF;
+    FOR row IN SELECT * FROM lock_budgets(p_project, p_types, today) LOOP
+        IF row.frozen_at IS NOT NULL OR (row.hard AND row.used_amount + row.reserved_amount
+                                         + (wanted ->> row.resource_type)::NUMERIC > row.allocated_amount) THEN
+            RETURN;
+        END IF;
+        found := found || row.uuid;
+        has_money := has_money OR row.resource_type = 'money';
+    END LOOP;
+    IF NOT has_money THEN
+        RETURN;
+    END IF;
+    UPDATE resource_budgets b SET reserved_amount = b.reserved_amount + (wanted ->> b.resource_type)::NUMERIC
+    WHERE b.uuid = ANY (found);
+    RETURN QUERY INSERT INTO reservations
+        (project_uuid, machine_uuid, day, amounts, amount_cad, holder, purpose, expires_at)
+    VALUES (p_project, p_machine, today, p_counts, (wanted ->> 'money')::NUMERIC, p_holder, p_purpose, p_expires_at)
+    RETURNING *;
 END;
 $$;
 
@@ -81,6 +242,19 @@ $$;
 
 CREATE TABLE public.alembic_version (
     version_num character varying(32) NOT NULL
+);
+
+CREATE TABLE public.budget_alerts (
+    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
+    budget_uuid uuid NOT NULL,
+    percent smallint NOT NULL,
+    used_amount numeric(24,9) NOT NULL,
+    allocated_amount numeric(24,9) NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    delivered_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_attempt_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_error text
 );
 
 CREATE TABLE public.checkpoints (
@@ -337,59 +511,10 @@ CREATE TABLE public.projects (
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    time_zone text DEFAULT 'UTC'::text NOT NULL,
     CONSTRAINT projects_greediness_check CHECK (((greediness >= (0)::numeric) AND (greediness <= (1)::numeric) AND (greediness <> 'NaN'::numeric))),
     CONSTRAINT projects_name_check CHECK ((((name)::text <> ''::text) AND ((name)::text = btrim((name)::text)))),
     CONSTRAINT projects_status_check CHECK (((status)::text = ANY ((ARRAY['active'::character varying, 'paused'::character varying, 'completed'::character varying, 'archived'::character varying])::text[])))
-);
-
-CREATE TABLE public.reservations (
-    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
-    budget_uuid uuid NOT NULL,
-    project_uuid uuid NOT NULL,
-    machine_uuid uuid,
-    amount_cad numeric(24,9) NOT NULL,
-    settled_cad numeric(24,9),
-    holder text NOT NULL,
-    purpose character varying(50) NOT NULL,
-    status character varying(20) DEFAULT 'held'::character varying NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    ended_at timestamp with time zone,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT reservations_amount_cad_check CHECK (((amount_cad > (0)::numeric) AND (amount_cad <> 'NaN'::numeric))),
-    CONSTRAINT reservations_check CHECK ((((status)::text = 'held'::text) = (ended_at IS NULL))),
-    CONSTRAINT reservations_check1 CHECK ((((status)::text = ANY ((ARRAY['settled'::character varying, 'reaped'::character varying])::text[])) = (settled_cad IS NOT NULL))),
-    CONSTRAINT reservations_settled_cad_check CHECK (((settled_cad >= (0)::numeric) AND (settled_cad <> 'NaN'::numeric))),
-    CONSTRAINT reservations_status_check CHECK (((status)::text = ANY ((ARRAY['held'::character varying, 'settled'::character varying, 'released'::character varying, 'reaped'::character varying])::text[])))
-);
-
-CREATE TABLE public.resource_budgets (
-    uuid uuid DEFAULT gen_random_uuid() NOT NULL,
-    project_uuid uuid NOT NULL,
-    resource_type character varying(50) NOT NULL,
-    budget_period character varying(20) NOT NULL,
-    period_start date NOT NULL,
-    period_end date NOT NULL,
-    allocated_amount numeric(24,9) NOT NULL,
-    used_amount numeric(24,9) DEFAULT 0 NOT NULL,
-    reserved_amount numeric(24,9) DEFAULT 0 NOT NULL,
-    overrun_amount numeric(24,9) DEFAULT 0 NOT NULL,
-    unit character varying(20) NOT NULL,
-    auto_reset boolean DEFAULT true NOT NULL,
-    frozen_at timestamp with time zone,
-    freeze_reason text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT resource_budgets_allocated_amount_check CHECK (((allocated_amount >= (0)::numeric) AND (allocated_amount <> 'NaN'::numeric))),
-    CONSTRAINT resource_budgets_budget_period_check CHECK (((budget_period)::text = ANY ((ARRAY['daily'::character varying, 'weekly'::character varying, 'monthly'::character varying, 'total'::character varying])::text[]))),
-    CONSTRAINT resource_budgets_check CHECK ((period_end > period_start)),
-    CONSTRAINT resource_budgets_check1 CHECK ((((resource_type)::text <> 'money'::text) OR ((unit)::text = 'CAD'::text))),
-    CONSTRAINT resource_budgets_check2 CHECK (((overrun_amount = (0)::numeric) OR (frozen_at IS NOT NULL))),
-    CONSTRAINT resource_budgets_never_overspent CHECK (((used_amount + reserved_amount) <= (allocated_amount + overrun_amount))),
-    CONSTRAINT resource_budgets_overrun_amount_check CHECK (((overrun_amount >= (0)::numeric) AND (overrun_amount <> 'NaN'::numeric))),
-    CONSTRAINT resource_budgets_reserved_amount_check CHECK (((reserved_amount >= (0)::numeric) AND (reserved_amount <> 'NaN'::numeric))),
-    CONSTRAINT resource_budgets_resource_type_check CHECK (((resource_type)::text = ANY ((ARRAY['money'::character varying, 'time'::character varying, 'api_calls'::character varying, 'cpu'::character varying, 'memory'::character varying, 'storage'::character varying, 'network'::character varying])::text[]))),
-    CONSTRAINT resource_budgets_used_amount_check CHECK (((used_amount >= (0)::numeric) AND (used_amount <> 'NaN'::numeric)))
 );
 
 CREATE TABLE public.resource_usage (
@@ -526,6 +651,12 @@ ALTER TABLE ONLY public.resource_usage ATTACH PARTITION public.resource_usage_de
 ALTER TABLE ONLY public.alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
 
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_budget_uuid_percent_key UNIQUE (budget_uuid, percent);
+
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_pkey PRIMARY KEY (uuid);
+
 ALTER TABLE ONLY public.checkpoints
     ADD CONSTRAINT checkpoints_pkey PRIMARY KEY (uuid);
 
@@ -631,6 +762,8 @@ ALTER TABLE ONLY public.templates
 ALTER TABLE ONLY public.usage_keys
     ADD CONSTRAINT usage_keys_pkey PRIMARY KEY (idempotency_key);
 
+CREATE INDEX idx_budget_alerts_due ON public.budget_alerts USING btree (next_attempt_at) WHERE (delivered_at IS NULL);
+
 CREATE INDEX idx_checkpoints_created ON public.checkpoints USING btree (created_at DESC);
 
 CREATE INDEX idx_checkpoints_creating_machine ON public.checkpoints USING btree (creating_machine_uuid);
@@ -673,11 +806,11 @@ CREATE INDEX idx_projects_greediness ON public.projects USING btree (greediness 
 
 CREATE INDEX idx_projects_status ON public.projects USING btree (status);
 
-CREATE INDEX idx_reservations_budget ON public.reservations USING btree (budget_uuid) WHERE ((status)::text = 'held'::text);
-
 CREATE INDEX idx_reservations_held ON public.reservations USING btree (expires_at) WHERE ((status)::text = 'held'::text);
 
 CREATE INDEX idx_reservations_machine ON public.reservations USING btree (machine_uuid);
+
+CREATE INDEX idx_reservations_project ON public.reservations USING btree (project_uuid) WHERE ((status)::text = 'held'::text);
 
 CREATE INDEX idx_resource_machine ON ONLY public.resource_usage USING btree (machine_uuid);
 
@@ -709,6 +842,8 @@ ALTER INDEX public.idx_resource_type ATTACH PARTITION public.resource_usage_defa
 
 CREATE TRIGGER notify_operations AFTER INSERT OR UPDATE OF status ON public.operations FOR EACH ROW EXECUTE FUNCTION public.notify_operations();
 
+CREATE TRIGGER raise_budget_alerts AFTER UPDATE OF used_amount ON public.resource_budgets FOR EACH ROW WHEN (((new.used_amount > old.used_amount) AND ((new.used_amount * (100)::numeric) >= (new.allocated_amount * (LEAST(75, (new.soft_percent)::integer))::numeric)))) EXECUTE FUNCTION public.raise_budget_alerts();
+
 CREATE TRIGGER refuse_usage_change BEFORE DELETE OR UPDATE ON public.resource_usage FOR EACH ROW EXECUTE FUNCTION public.refuse_usage_change();
 
 CREATE TRIGGER refuse_usage_change BEFORE DELETE OR UPDATE ON public.usage_keys FOR EACH ROW EXECUTE FUNCTION public.refuse_usage_change();
@@ -722,6 +857,9 @@ CREATE TRIGGER refuse_usage_truncate BEFORE TRUNCATE ON public.usage_keys FOR EA
 CREATE TRIGGER update_budgets_updated_at BEFORE UPDATE ON public.resource_budgets FOR EACH ROW EXECUTE FUNCTION public.update_updated_at_column();
 
 CREATE TRIGGER update_projects_updated_at BEFORE UPDATE ON public.projects FOR EACH ROW EXECUTE FUNCTION public.update_updated_at_column();
+
+ALTER TABLE ONLY public.budget_alerts
+    ADD CONSTRAINT budget_alerts_budget_uuid_fkey FOREIGN KEY (budget_uuid) REFERENCES public.resource_budgets(uuid);
 
 ALTER TABLE ONLY public.checkpoints
     ADD CONSTRAINT checkpoints_creating_machine_uuid_fkey FOREIGN KEY (creating_machine_uuid) REFERENCES public.intelligent_machines(uuid);
@@ -788,9 +926,6 @@ ALTER TABLE ONLY public.projects
 
 ALTER TABLE ONLY public.projects
     ADD CONSTRAINT projects_initial_checkpoint_uuid_fkey FOREIGN KEY (initial_checkpoint_uuid) REFERENCES public.checkpoints(uuid) DEFERRABLE INITIALLY DEFERRED;
-
-ALTER TABLE ONLY public.reservations
-    ADD CONSTRAINT reservations_budget_uuid_fkey FOREIGN KEY (budget_uuid) REFERENCES public.resource_budgets(uuid);
 
 ALTER TABLE ONLY public.reservations
     ADD CONSTRAINT reservations_machine_uuid_fkey FOREIGN KEY (machine_uuid) REFERENCES public.intelligent_machines(uuid);

@@ -1,4 +1,4 @@
-"""200 connections from a guest to its hub, kept busy.
+"""200 connections from a guest to its hub, or to another NAMESPACE ADDRESS PORT, kept busy.
 
 Runs in the test host until something comes by its standard input; then says how many are still good, how many times
 each was used, and the longest time that one round took.
@@ -18,14 +18,15 @@ NUMBER = 200
 
 
 def main() -> None:
-    with inside("hub"):
-        listener = socket.create_server(("", 8000), backlog=2 * NUMBER)
+    name, address, port = sys.argv[1:] or ("hub", HUB, "8000")
+    with inside(name):
+        listener = socket.create_server(("", int(port)), backlog=2 * NUMBER)
     clients, servers = [], []
     for _ in range(NUMBER):
         with inside("g1"):
             client = socket.socket()
         client.settimeout(5)
-        client.connect((HUB, 8000))
+        client.connect((address, int(port)))
         server, _ = listener.accept()
         server.settimeout(5)
         clients.append(client)

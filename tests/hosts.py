@@ -198,7 +198,7 @@ class Host:
         """The command line that runs a program in the host, from outside."""
         namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        return ["nsenter", f"--target={self.pid}", *namespaces, "--wd=/", "env", "-i", path, "HOME=/root", *argv]
+        return ["nsenter", f"--target={self.pid}", *namespaces, "env", "-i", path, "HOME=/root", *argv]
 
     def run(
         self, shell: str, check: bool = True, stdin: str = "", timeout: float = 120

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
-from autovibe_lab.guest import NullGuest
+from autovibe_lab.guest import GuestError, NullGuest
 from autovibe_lab.testing import LabInThread
 
 if not any(isinstance(finder, _AnsibleCollectionFinder) for finder in sys.meta_path):
@@ -20,7 +22,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.checkpoints i
     Checkpoints,
 )
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Client, Endpoint
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import FreezeHung, PveError
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import FreezeHung, NotPossible, PveError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.retention import Keep
@@ -77,6 +79,86 @@ def test_a_guest_that_does_not_freeze_holds_nothing_up(checkpoints, vmid, monkey
     assert "lock" not in checkpoints.machines.config(vmid)
     monkeypatch.undo()
     assert checkpoints.present(vmid, Checkpoint("cold")).facts["frozen"]
+
+
+def test_a_checkpoint_costs_few_calls_and_knows_whether_it_was_frozen(lab, checkpoints, vmid):
+    """Two reads, the snapshot, the task list, its log, and what came of it; again, two reads."""
+    last = lab.aids.last()
+    assert checkpoints.present(vmid, Checkpoint("one")).facts["frozen"]
+    made = [call["path"].rpartition("/")[2] for call in lab.aids.calls(last)]
+    assert len([what for what in made if what != "tasks"]) == 5
+    assert made[:3] == ["config", "snapshot", "snapshot"]
+    last = lab.aids.last()
+    assert not checkpoints.present(vmid, Checkpoint("one")).changed
+    assert len(lab.aids.calls(last)) == 2
+    for wanted, calls in ((Checkpoint("one"), 6), (Checkpoint("one", start=True), 10)):
+        last = lab.aids.last()
+        assert checkpoints.restored(vmid, wanted).changed
+        made = [call["path"].rpartition("/")[2] for call in lab.aids.calls(last)]
+        assert len([what for what in made if what != "tasks"]) <= calls - 1, made
+    checkpoints.machines.set_config(vmid, {"agent": "enabled=0"})
+    wanted = Checkpoint("two")
+    assert not checkpoints.present(vmid, wanted).facts["frozen"]
+    assert wanted.warnings == [
+        f"The guest agent of VM {vmid} is not enabled: its filesystems are not frozen for the snapshot."
+    ]
+
+
+def test_an_agent_that_is_dead_is_told_by_the_tasks_log(checkpoints, vmid, monkeypatch):
+    async def dead(guest, command, *arguments, **options):
+        raise GuestError("no answer")
+
+    monkeypatch.setattr(NullGuest, "agent", dead)
+    wanted = Checkpoint("cold")
+    assert not checkpoints.present(vmid, wanted).facts["frozen"]
+    assert "does not answer: its filesystems are not frozen" in wanted.warnings[0]
+
+
+def test_checkpoints_are_made_in_turns_at_their_node(checkpoints, vmid, monkeypatch):
+    """Whatever begins a task does so within one of the node's slots."""
+    machines, begun = checkpoints.machines, {}
+    call = Client._call
+
+    def noted(client, method, path, **arguments):
+        if method != "GET":
+            begun[f"{method} {path.rpartition('/')[2]}"] = machines.tasks.shared("pve1")._depth
+        return call(client, method, path, **arguments)
+
+    monkeypatch.setattr(Client, "_call", noted)
+    checkpoints.present(vmid, Checkpoint("one"))
+    checkpoints.restored(vmid, Checkpoint("one", start=True))
+    checkpoints.absent(vmid, Checkpoint("one"))
+    assert begun == {"POST snapshot": 1, "POST rollback": 1, "POST start": 1, "DELETE one": 1}
+
+
+def test_a_storage_without_snapshots_is_told_with_the_reason(lab, checkpoints):
+    """In check mode by its type, else when Proxmox VE has refused."""
+    root = lab.lab.secrets.root_password
+    client = Client(
+        replace(checkpoints.client.endpoint, user="root@pam", token_id=None, token_secret=None, password=root)
+    )
+    client.post("/storage", storage="thick", type="lvm", vgname="vg", content="images")
+    machines = Machines(client, "pve1", 30)
+    machines.task(client.post("/nodes/pve1/qemu", vmid=900, scsi0="thick:1", pool="autovibe"))
+    for check in (True, False):
+        with pytest.raises(NotPossible, match=r"A snapshot of VM 900: .*'thick' \(lvm\) takes no snapshots"):
+            Checkpoints(machines).present(900, Checkpoint("one"), check=check)
+    client.close()
+
+
+def test_a_checkpoint_that_another_process_has_begun_is_waited_for(lab, checkpoints, vmid):
+    """Its task had not locked the VM when it was looked at: the refusal of ours makes us look again."""
+    other = Checkpoints(Machines(Client(checkpoints.client.endpoint), "pve1", 30))
+    machines = checkpoints.machines
+    path = machines.path(vmid, "snapshot")
+    with lab.aids.held("GET", path) as held, ThreadPoolExecutor(1) as thread:
+        done = thread.submit(other.present, vmid, Checkpoint("one"))
+        held.wait()
+        machines.task(machines.client.post(path, snapname="one"))
+        held.release()
+        assert done.result(30).facts["exists"]
+    other.client.close()
+    assert list(checkpoints.tree(vmid).by_name) == ["one"]
 
 
 @pytest.mark.parametrize("fault", ["fail", "drop_before", "drop_after", "lock"])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
 from autovibe_lab.auth import TOKEN_ID
+from autovibe_lab.guest import NullGuest
 from autovibe_lab.tests.testing import Client as LabClient
 from autovibe_lab.tests.testing import LabInThread
 
@@ -24,6 +28,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.config import Identity, Wanted  # noqa: E402
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines  # noqa: E402
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source  # noqa: E402
+from inprocess import task  # noqa: E402
 
 BASE = 100
 
@@ -218,6 +223,69 @@ def test_a_vm_is_found_on_its_node(cluster):
     # A new one goes where its source is.
     assert spawn(connected(cluster, None), "new", source=lambda: Source(BASE))["node"] == "pve1"
     assert spawn(connected(cluster, None), "other", 301)["node"] == "pve1"
+
+
+def test_a_guest_has_its_time_to_shut_down_beside_the_timeout(lab, monkeypatch):
+    async def deaf(guest, timeout):
+        await asyncio.sleep(timeout)
+        return False
+
+    spawn(connected(lab), "web", 200)
+    monkeypatch.setattr(NullGuest, "shutdown", deaf)
+    done = connected(lab, timeout=0.5).ensure(200, Wanted(), state="stopped", shutdown_timeout=1)
+    assert done.facts["status"] == "stopped"
+
+
+def test_a_password_among_the_options_is_set_once(lab):
+    machines, wanted = connected(lab), Wanted(name="web", options={"cipassword": "hunter22"})
+    assert machines.ensure(200, wanted, source=lambda: Source(BASE)).changed
+    assert not machines.ensure(200, wanted).changed
+    assert machines.ensure(200, replace(wanted, new_password=True)).changed
+    for changed in (True, False):
+        assert machines.ensure(200, Wanted(options={"cipassword": ""})).changed is changed
+
+
+def test_files_for_a_vm_that_does_not_run_are_told(lab, tmp_path):
+    (tmp_path / "motd").write_text("hello")
+    arguments = {"name": "web", "source": {"vm_id": BASE}, "files": [{"path": "/etc/motd", "src": f"{tmp_path}/motd"}]}
+    for check in (True, False):
+        done = task(lab, "machine", check=check, **arguments)
+        assert re.fullmatch(r"VM( \d+)? is stopped: its files are not put into it; .*", done["warnings"][0])
+    assert "warnings" not in task(lab, "machine", **arguments, state="started")
+
+
+def test_a_clone_goes_to_the_node_that_is_given(cluster):
+    """Its source is on another node, on shared storage; a broken-off run's clone is waited for there."""
+    machines = connected(cluster, "pve2")
+    wanted = Wanted(name="web", cores=2, disk_size="4G")
+    told = machines.ensure(300, wanted, source=lambda: Source(BASE), state="started", check=True)
+    done = machines.ensure(300, wanted, source=lambda: Source(BASE), state="started")
+    assert (told.after, told.facts["node"]) == (done.after, "pve2")
+    assert done.facts["status"] == "running"
+    assert 300 in cluster.node.cluster.nodes["pve2"].machines
+    assert not machines.ensure(300, wanted, source=lambda: Source(BASE), state="started").changed
+    cluster.aids.drop_after("POST", "/nodes/pve1/qemu/100/clone")
+    assert spawn(connected(cluster, "pve2"), "dropped", 301)["node"] == "pve2"
+    cluster.aids.latency(profile="pve84", time_scale=2)
+    connected(cluster, "pve2").begin_clone(Source(BASE, node="pve1"), 302, name="killed")
+    assert spawn(connected(cluster, "pve2"), "killed", 302)["status"] == "running"
+    assert len(cluster.node.cluster.nodes["pve2"].machines) == 3
+
+
+def test_a_clone_from_local_storage_stays_on_its_node(cluster):
+    root = connected(cluster, root=True)
+    root.task(root.client.post("/nodes/pve1/qemu", vmid=110, name="local", scsi0="local:1"))
+    root.task(root.client.post("/nodes/pve1/qemu/110/template"))
+    for check in (True, False):
+        with pytest.raises(errors.NotPossible, match="VM 110 is on node pve1; a clone of it goes to node pve2 only"):
+            connected(cluster, "pve2").ensure(300, Wanted(name="web"), source=lambda: Source(110), check=check)
+
+
+def test_a_source_of_a_name_is_found_on_another_node(cluster):
+    arguments = {"node": "pve2", "name": "web", "source": {"name": "base"}, "state": "started"}
+    LabClient(cluster).node.qemu(BASE).config.put(name="base")
+    assert task(cluster, "machine", **arguments)["machine"]["node"] == "pve2"
+    assert not task(cluster, "machine", **arguments)["changed"]
 
 
 def test_an_id_of_another_node_is_taken(cluster):

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines impo
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.node import Image, Source
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.promotion import promoted
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.restoring import Restore, restored
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Templates
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Step, Templates
 from inprocess import task
 from test_core_lab import BASE, connected, spawn, started_lab
 
@@ -60,7 +61,7 @@ def killed_while(lab: LabInThread, machines: Machines, kind: str, monkeypatch: A
         with pytest.raises(Killed):
             work()
     lab.aids.latency(profile="off", time_scale=1)
-    monkeypatch.setattr(tasks, "RUN_BEGAN", time.time() + 1)
+    monkeypatch.setattr(tasks, "RUN_BEGAN", time.time())  # perhaps in the very second in which the task began
     assert [task["type"] for task in lab.aids.tasks() if task["status"] == "running"] == [kind]
 
 
@@ -108,6 +109,33 @@ def test_a_template_of_another_installation_is_no_older_version(lab):
     assert templates.ensure(inputs(2), installation=None, keep=1).facts["removed"] == []
 
 
+def test_a_vm_that_an_earlier_run_has_made_meanwhile_keeps_its_power_state(lab, monkeypatch):
+    """Found only after its clone was waited for: present leaves it as it is, running."""
+    machines = connected(lab)
+    monkeypatch.setattr(machines, "_settle_earlier", lambda _origin: spawn(connected(lab), "web", 200))
+    done = machines.ensure(None, Wanted(name="web"), source=lambda: Source(BASE))
+    assert (done.facts["vm_id"], done.facts["status"]) == (200, "running")
+
+
+def test_two_hosts_of_a_play_build_one_template(lab):
+    """Two find none at once; the third finds one that is being made, and would take it for one that was given up."""
+    wanted = Inputs("web", DiskImage(volume="null:1"), "null", steps=(Step(("true",)),))
+    builders = [Templates(connected(lab)) for _ in range(3)]
+
+    def build(one: Templates) -> int:
+        return one.ensure(wanted, installation="i").facts["vm_id"]
+
+    with lab.aids.held("POST", ".*/agent/exec") as held, ThreadPoolExecutor(3) as threads:
+        done = [threads.submit(build, one) for one in builders[:2]]
+        held.wait()
+        done.append(threads.submit(build, builders[2]))
+        wait(done, timeout=1)
+        held.release()
+        assert {one.result(60) for one in done} == {101}
+    kinds = [task["type"] for task in lab.aids.tasks() if task["id"] == "101"]
+    assert sorted(kinds) == ["qmcreate", "qmshutdown", "qmstart", "qmtemplate"]
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_a_clone_with_the_name_of_its_template_is_none_of_its_versions(lab, full):
     """It inherits the template's description, too."""
@@ -121,6 +149,23 @@ def test_a_clone_with_the_name_of_its_template_is_none_of_its_versions(lab, full
     assert machines.look(200).running
     with pytest.raises(errors.IdentityError, match="VM 200 is a clone"):
         templates.ensure(inputs(1), vmid=200, installation="i")
+
+
+def test_a_backup_of_an_earlier_vm_with_the_id_is_none_of_this_one(lab):
+    """Its age would do; its SMBIOS uuid tells. The one that is made instead does for the next run."""
+    machines = connected(lab)
+    backups = Backups(machines)
+    spawn(machines, "earlier", 200)
+    old = backups.present(200, Backup("local", 3600)).facts["volume"]
+    assert not backups.present(200, Backup("local", 3600)).changed
+    machines.remove(200, Wanted(), force=True)
+    spawn(machines, "later", 200)
+    predicted = backups.present(200, Backup("local", 3600), check=True)
+    made = backups.present(200, Backup("local", 3600))
+    assert made.changed
+    assert made.facts["volume"] != old
+    assert (predicted.before, predicted.after) == (made.before, made.after)
+    assert not backups.present(200, Backup("local")).changed
 
 
 def test_a_vm_that_somebody_restored_is_not_ours(lab):

@@ -110,6 +110,7 @@ class Site:
             "proxmox_pool": POOL,
             "proxmox_storage": "local",
             "proxmox_host_machine_storages": ["local"],
+            "proxmox_host_bridges": ["vmbr1"],
             "proxmox_host_storages": [
                 ZFS,
             ],
@@ -192,7 +193,7 @@ def made(site: Site) -> dict[str, Play]:
 
 def test_check_mode_on_a_bare_host_says_what_is_then_done(made):
     assert made["nothing"].output == ""
-    assert len(made["told"].said) == 15
+    assert len(made["told"].said) == 24
     finished = f"token {TOKEN}: its secret is kept"
     assert [line for line in spoken(made["real"]) if line != finished] == made["told"].said
 
@@ -220,7 +221,7 @@ def test_the_secrets_are_in_their_files_and_nowhere_else(site, made):
 
 def test_the_token_has_grants_on_pool_storages_and_bridge_only(site, made):
     user = TOKEN.partition("!")[0]
-    paths = {f"/pool/{POOL}", "/storage/local", "/sdn/zones/localnetwork/vmbr1"}
+    paths = {f"/pool/{POOL}", "/storage/local", "/sdn/zones/localnetwork/vmbr1", "/nodes/pve1"}
     for subject in (user, TOKEN):
         assert {path for path, who, _, _ in site.access.config.entries() if who == subject} == paths
     assert site.access.config.users[user].tokens["made"].privsep
@@ -328,3 +329,10 @@ def test_the_roles_are_those_that_are_proven_to_be_needed(version):
     roles = {role: frozenset(inside if "{{" in name else name for name in names) for role, names in listed.items()}
     assert roles.pop("AutovibeTemplate") == {"VM.Audit", "VM.Clone"}
     assert roles == lab_site.roles(version)
+
+
+def test_the_doctor_asks_for_the_same_privileges():
+    (play,) = yaml.safe_load((ROOT / "playbooks/doctor.yml").read_text())
+    listed = yaml.safe_load((ROOT / "roles/proxmox_host/vars/main.yml").read_text())["__proxmox_host_roles"]
+    inside = [name for name in listed["AutovibeMachines"] if "{{" in name]
+    assert sorted(play["vars"]["site_machines"] + inside) == sorted(listed["AutovibeMachines"])

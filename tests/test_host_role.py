@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 from hosts import REPOSITORY, Host, Play, host
 
 PACKAGES = ["chrony", "unattended-upgrades"]
 SSH = ("--tags", "proxmox_host_ssh")
 DROP_IN = "/etc/ssh/sshd_config.d/10-autovibe.conf"
+UNIT = "/etc/systemd/system/autovibe-zfs-load-key.service"
+OTHER = {"proxmox_host_ssh_settings": {"MaxSessions": "7"}}
 WANTED: dict[str, Any] = {
     "proxmox_host_packages": PACKAGES,
     # No apt-get update: what is asked for is there.
@@ -47,11 +49,25 @@ esac
 """
 
 
+#: As on any host, but for a chronyd that may not set the machine's clock: -x only watches it.
+CHRONY = r"""
+mkdir -p /etc/systemd/system/chrony.service.d
+printf '[Unit]\nConditionCapability=\n' >/etc/systemd/system/chrony.service.d/test.conf
+echo 'DAEMON_OPTS="-F 1 -x"' >/etc/default/chrony
+systemctl unmask apt-daily.timer apt-daily-upgrade.timer
+"""
+
+
+def package(h: Host, name: str, version: str, more: str = "Section: x") -> None:
+    """A package that has a name only."""
+    control = f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: x\n{more}\nDescription: x\n"
+    h.write("/tmp/p/DEBIAN/control", control)
+    h.run("dpkg-deb -b /tmp/p /tmp/p.deb && dpkg -i --force-all /tmp/p.deb")
+
+
 def has_proxmox(h: Host, version: str = "8.4.14") -> None:
-    """A package of that name: what the role asks for."""
-    control = f"Package: pve-manager\nVersion: {version}\nArchitecture: all\nMaintainer: x\nDescription: x\n"
-    h.run(f"mkdir -p /tmp/p/DEBIAN && printf '{control}' >/tmp/p/DEBIAN/control && dpkg-deb -b /tmp/p /tmp/p.deb"
-          " && dpkg -i --force-all /tmp/p.deb")  # fmt: skip
+    """What the role asks for."""
+    package(h, "pve-manager", version)
 
 
 def converge(h: Host, *options: str, check: bool = True, **extra: Any) -> Play:
@@ -60,13 +76,40 @@ def converge(h: Host, *options: str, check: bool = True, **extra: Any) -> Play:
 
 @pytest.fixture(scope="module")
 def pve() -> Iterator[Host]:
-    with host(packages=PACKAGES) as h:
+    """As Proxmox VE's installer leaves it, but for the packages that the role installs."""
+    with host(mirror=True) as h:
         has_proxmox(h)
-        # chronyd may not set the machine's clock: -x only watches it.
-        h.write("/etc/systemd/system/chrony.service.d/test.conf", "[Unit]\nConditionCapability=\n")
-        h.write("/etc/default/chrony", 'DAEMON_OPTS="-F 1 -x"\n')
-        h.run("systemctl daemon-reload && systemctl unmask apt-daily.timer apt-daily-upgrade.timer")
+        h.run(CHRONY + "apt-get -q update")
         yield h
+
+
+def kill_when(h: Host, condition: Callable[[], bool], *options: str, **extra: Any) -> None:
+    """Begin a run, and SIGKILL it with all its workers as soon as the condition holds."""
+    argv = h.playbook_command("playbooks/host.yml", "--limit", "proxmox", *options, **{**WANTED, **extra})
+    run = subprocess.Popen(argv, env=h.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+                           cwd=REPOSITORY, start_new_session=True)  # fmt: skip
+    try:
+        wait_for(lambda: run.poll() is not None or condition(), 120)
+        assert run.poll() is None
+    finally:
+        victims = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
+        run.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def armed(h: Host) -> str:
+    """What is left of the way back."""
+    units = h.run("systemctl list-units --all --plain --no-legend 'autovibe-ssh*'").stdout
+    return units + h.run("find /etc/systemd /etc/ssh -name '*rollback*' -o -name '*.before'").stdout
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +122,11 @@ def made(pve: Host) -> dict[str, Play]:
 
 
 def test_check_mode_on_a_fresh_host_says_what_is_then_done(made):
-    applied = {"Write the drop-in", "Read the time servers"}
-    done = [name for name in made["real"].changed_tasks if name.rpartition(" : ")[2] not in applied]
-    told = [name for name in made["told"].changed_tasks if name.rpartition(" : ")[2] not in applied]
-    assert done
-    assert told == done
-    assert "+PasswordAuthentication no" in made["told"].output
+    assert len(made["told"].changed_tasks) > 5
+    assert made["told"].changed_tasks == made["real"].changed_tasks
+    for play in (made["told"], made["real"]):
+        for line in ("+PasswordAuthentication no", "+server ntp.example.net iburst", "unattended-upgrades"):
+            assert line in play.output
 
 
 def test_a_second_run_changes_nothing(made):
@@ -100,7 +142,7 @@ def test_the_settings_are_in_force(pve, made):
     assert "Debian-Security" in origins
     assert pve.run("systemctl is-enabled chrony").stdout.strip() == "enabled"
     assert pve.run("systemctl is-active chrony").stdout.strip() == "active"
-    assert not pve.run("systemctl list-units --all --plain --no-legend 'autovibe-ssh*'").stdout
+    assert armed(pve) == ""
 
 
 def test_a_parameter_that_nobody_asks_for_is_forgotten(pve, made):
@@ -111,66 +153,83 @@ def test_a_parameter_that_nobody_asks_for_is_forgotten(pve, made):
 def test_settings_that_would_lock_out_are_taken_back(pve, made):
     """Everything is valid, yet nobody may come in: the play ends, and a timer brings the old settings back."""
     before = pve.read(DROP_IN)
-    wrong = {"proxmox_host_ssh_settings": {"AllowUsers": "nobody"}, "proxmox_host_ssh_rollback_seconds": 15}
+    wrong = {"proxmox_host_ssh_settings": {"AllowUsers": "nobody"}, "proxmox_host_ssh_rollback_seconds": 6}
     play = converge(pve, *SSH, check=False, **wrong)
     assert play.recap.get("unreachable") == 1, play.output[-3000:]
-    assert "AllowUsers" in pve.read(DROP_IN)
-    deadline = time.monotonic() + 60
-    while pve.read(DROP_IN) != before:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_for(lambda: pve.read(DROP_IN) == before and armed(pve) == "", 60)
 
 
-def test_a_run_that_was_killed_before_it_logged_in_anew_is_taken_back_too(pve, made):
+def test_settings_that_nobody_has_confirmed_do_not_outlive_a_restart(pve, made):
     before = pve.read(DROP_IN)
-    other = {"proxmox_host_ssh_settings": {"MaxSessions": "7"}, "proxmox_host_ssh_rollback_seconds": 10}
-    argv = pve.playbook_command("playbooks/host.yml", "--limit", "proxmox", *SSH, **WANTED, **other)
-    run = subprocess.Popen(argv, env=pve.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-                           cwd=REPOSITORY, start_new_session=True)  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while "MaxSessions" not in pve.read(DROP_IN):
-            assert time.monotonic() < deadline
-            assert run.poll() is None
-            time.sleep(0.02)
-    finally:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-    deadline = time.monotonic() + 60
-    while pve.read(DROP_IN) != before:
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    assert converge(pve, *SSH).changed == 0
+    kill_when(pve, lambda: "MaxSessions" in pve.read(DROP_IN), *SSH, **OTHER)
+    pve.reboot()
+    assert pve.read(DROP_IN) == before
+    assert armed(pve) == ""
+    assert "passwordauthentication no" in pve.run("sshd -T").stdout
+
+
+def test_settings_that_sshd_does_not_take_are_never_written(pve, made):
+    before = pve.read(DROP_IN)
+    wrong = {"AuthenticationMethods": "keyboard-interactive"}  # which is turned off
+    play = converge(pve, *SSH, "--check", check=False, proxmox_host_ssh_settings=wrong)
+    assert "refuses the settings" in " ".join(play.output.split())
+    assert pve.read(DROP_IN) == before
+    assert armed(pve) == ""
 
 
 def test_it_refuses_to_turn_passwords_off_when_only_the_cluster_has_a_key(pve, made):
     keys = pve.read("/root/.ssh/authorized_keys")
     pve.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519; cp /root/.ssh/id_ed25519.pub /root/.ssh/own")
-    shell = f"mv /root/.ssh/authorized_keys /root/.ssh/k; cp /root/.ssh/own /root/.ssh/authorized_keys; rm -f {DROP_IN}"
-    # Ansible's own key lets it in by a file that the role does not look at.
-    pve.write("/etc/ssh/sshd_config.d/00-test.conf", "AuthorizedKeysFile /root/.ssh/k\n")
-    pve.run(f"{shell}; systemctl reload ssh")
+    pve.run(f"cd /root/.ssh && mv authorized_keys k && cp own authorized_keys && rm -f {DROP_IN}")
+    pve.run("echo 'command=\"rsync --server\"' $(cat /root/.ssh/k) >>/root/.ssh/authorized_keys")
+    # Ansible's own key lets it in by something that the role does not look at.
+    command = "AuthorizedKeysCommand /bin/cat /root/.ssh/k\nAuthorizedKeysCommandUser root\n"
+    pve.write("/etc/ssh/sshd_config.d/00-test.conf", command)
+    pve.run("systemctl reload ssh")
     play = converge(pve, *SSH, check=False)
     assert "root has no authorised key but the cluster" in " ".join(play.output.split())
     assert pve.run(f"test -e {DROP_IN}", check=False).returncode != 0
     pve.write("/root/.ssh/authorized_keys", keys, "600")
-    pve.run("rm /etc/ssh/sshd_config.d/00-test.conf /root/.ssh/id_ed25519*; systemctl reload ssh")
+    pve.run("rm /etc/ssh/sshd_config.d/00-test.conf /root/.ssh/id_ed25519* /root/.ssh/own; systemctl reload ssh")
+
+
+def test_packages_are_installed_only_if_none_has_to_go(pve, made):
+    package(pve, "clock", "1", "Conflicts: ntpsec")
+    play = converge(pve, "--tags", "proxmox_host_packages", check=False, proxmox_host_packages=["ntpsec"])
+    assert "apt would remove packages for ntpsec" in " ".join(play.output.split())
+    assert "installed" in pve.run("dpkg-query -W -f '${db:Status-Status}' clock").stdout
 
 
 def test_repositories_are_switched_as_the_user_chose(pve, made):
-    enterprise = "/etc/apt/sources.list.d/pve-enterprise.list"
-    pve.write(enterprise, "deb https://enterprise.proxmox.com/debian/pve bookworm pve-enterprise\n")
-    tags = ("--tags", "proxmox_host_install")
-    told = converge(pve, *tags, "--check", "--diff", proxmox_host_repository="no-subscription")
-    # From here on apt would ask Proxmox's servers: only the files are looked at.
-    assert "+# deb https://enterprise" in told.output
-    assert "+Components: pve-no-subscription" in told.output
+    """As Proxmox VE 8 and 9 name them. Nothing but the files: from here on apt would ask Proxmox's servers."""
+    folder, tags = "/etc/apt/sources.list.d", ("--tags", "proxmox_host_repositories")
+    pve.write(
+        f"{folder}/pve-enterprise.list", "deb https://enterprise.proxmox.com/debian/pve bookworm pve-enterprise\n"
+    )
+    stanza = "Types: deb\nURIs: {}\nSuites: trixie\nComponents: main\nSigned-By: /usr/share/keyrings/x.gpg\n"
+    pve.write(f"{folder}/ceph.sources", stanza.format("https://enterprise.proxmox.com/debian/ceph-squid"))
+    unread = converge(pve, *tags, check=False)
+    assert "uses Proxmox's enterprise repository and has no active subscription" in " ".join(unread.output.split())
     missing = converge(pve, *tags, check=False, proxmox_host_repository="enterprise")
-    assert "has no active subscription" in " ".join(missing.output.split())
-    pve.run(f"rm {enterprise}")
+    assert "would use Proxmox's enterprise" in " ".join(missing.output.split())
+    told = converge(pve, *tags, "--check", "--diff", proxmox_host_repository="no-subscription")
+    real = converge(pve, *tags, "--diff", proxmox_host_repository="no-subscription")
+    assert told.changed_tasks == real.changed_tasks
+    assert real.changed == 3
+    assert "+# deb https://enterprise" in told.output
+    assert "+Enabled: no" in told.output
+    sites = pve.run("apt-get --print-uris update").stdout
+    assert "enterprise" not in sites
+    assert "download.proxmox.com" in sites
+    # Whoever has it in a file of his own keeps that one only.
+    pve.run(f"cd {folder} && mv autovibe-pve-no-subscription.sources mine.sources")
+    assert converge(pve, *tags, proxmox_host_repository="no-subscription").changed == 0
+    pve.run(f"rm {folder}/*")
 
 
-def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve, made):
+def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve):
+    for tool in ("vgs", "lvs", "pvs", "vgcreate"):
+        pve.write(f"/usr/local/sbin/{tool}", "#!/bin/sh\n", "755")
     for tool in ("zpool", "zfs"):
         pve.write(f"/usr/local/sbin/{tool}", ZFS, "755")
     disks = ("--tags", "proxmox_host_disks")
@@ -181,10 +240,14 @@ def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve, made):
     }
     assert "would take /dev/b with all that" in " ".join(converge(pve, *disks, check=False, **wanted).output.split())
     wanted["proxmox_host_erase_disks"] = ["/dev/a", "/dev/b"]
-    told = converge(pve, *disks, "--check", **wanted)
+    thin = {"vg": "machines", "thinpool": "data", "size": "90%VG", "disks": ["/dev/null"]}
+    groups = {"proxmox_host_lvm_thinpools": [thin], "proxmox_host_erase_disks": ["/dev/a", "/dev/b", "/dev/null"]}
+    told = converge(pve, *disks, "--check", **{**wanted, **groups})
+    assert "thin pool machines/data, 90%VG" in told.output
     assert pve.run("test -e /srv/zfs/log", check=False).returncode != 0
     real = converge(pve, *disks, "--diff", **wanted)
     assert told.changed >= 4
+    assert "ExecStart=/bin/sh -c '[ \"$(zfs get -H -o value keystatus tank/machines)" in pve.read(UNIT)
     create, dataset = pve.read("/srv/zfs/log").splitlines()
     assert create.endswith("tank mirror /dev/a /dev/b")
     assert "-o ashift=12" in create
@@ -196,7 +259,8 @@ def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve, made):
     assert key not in real.output
     assert pve.run("stat -c %a /etc/autovibe/zfs-keys/tank-machines.key").stdout.strip() == "600"
     assert converge(pve, *disks, **wanted).changed == 0
-    pve.run("rm -r /etc/autovibe /etc/systemd/system/autovibe-* /srv/zfs /usr/local/sbin/z*")
+    # The undo would leave it, as it leaves the keys.
+    pve.run(f"systemctl disable {UNIT.rpartition('/')[2]}; rm -r /etc/autovibe {UNIT} /srv/zfs /usr/local/sbin/*")
 
 
 def test_a_host_that_is_no_proxmox_or_is_full_is_refused(pve, made):
@@ -213,9 +277,16 @@ def test_the_undo_leaves_nothing_of_the_role(pve, made):
     gone = converge(pve, proxmox_host_state="absent")
     assert gone.changed_tasks == told.changed_tasks
     assert converge(pve, proxmox_host_state="absent").changed == 0
-    left = "find /etc -name '*autovibe*' -not -path '/etc/apt/sources*'"
-    assert pve.run(left).stdout == ""
+    assert pve.run("find /etc -name '*autovibe*'").stdout == ""
     assert "passwordauthentication yes" in pve.run("sshd -T").stdout
+
+
+def test_a_run_that_was_killed_at_its_most_delicate_is_gone_on_with(pve, made):
+    """New SSH settings are written, and Ansible is not in again yet. The next run does not wait for the way back."""
+    kill_when(pve, lambda: pve.run(f"test -e {DROP_IN}", check=False).returncode == 0)
+    converge(pve)
+    assert armed(pve) == ""
+    assert "passwordauthentication no" in pve.run("sshd -T").stdout
 
 
 def test_the_tables_in_the_readmes_are_those_of_the_argument_specs():

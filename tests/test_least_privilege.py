@@ -5,10 +5,16 @@ One machine's whole life per privilege, each by a token that lacks just that one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import autovibe_lab.api  # noqa: F401  (registers the calls)
@@ -26,6 +32,9 @@ PATHS = {
     "AutovibeMachines": ["/pool/autovibe"],
     "AutovibeStorage": ["/storage/local", "/storage/null"],
     "AutovibeNetwork": ["/sdn/zones/localnetwork/vmbr0", "/sdn/zones/localnetwork/vmbr1"],
+    "AutovibeBuild": ["/pool/autovibe"],
+    "AutovibeImages": ["/storage/local"],
+    "AutovibeDownload": ["/nodes/pve1"],
 }
 
 
@@ -86,8 +95,24 @@ def life() -> list[dict[str, Any]]:
         ("back up", "backup", {**me, "storage": "local", "max_age": 0}),
         ("stop", "machine", {**me, "name": "www-{{ base }}", "state": "stopped"}),
         ("remove", "machine", {**me, "name": "www-{{ base }}", "state": "absent"}),
+        (
+            "uploaded",
+            "template",
+            {"storage": "local", "name": "up-{{ base }}", "image_file": "{{ images }}/{{ base }}.raw"},
+        ),
+        (
+            "downloaded",
+            "template",
+            {
+                "storage": "local",
+                "name": "down-{{ base }}",
+                "image_url": "{{ server }}/{{ other }}.raw",
+                "checksum": "{{ sum }}",
+            },
+        ),
     ]
-    pooled = ("template", "spawn", "change", "branch")
+    tasks += [("built", "template", {**BUILT, "name": "built-{{ base }}"})]
+    pooled = ("template", "spawn", "change", "branch", "uploaded", "downloaded", "built")
     tasks = [task for task in tasks if BACKUPS or task[1] != "backup"]
     return [
         {"name": name, f"autovibe.proxmox.{module}": {**its, **({"pool": "autovibe"} if name in pooled else {})}}
@@ -105,13 +130,48 @@ SPAWN = {
 }
 
 
+#: A template that boots once, with a CD for cloud-init.
+BUILT = {
+    "disk_source": "null:1",
+    "storage": "null",
+    "customize": [{"argv": ["true"]}],
+    "seed": {"user_data": "#cloud-config\n# {{ base }}\n"},
+}
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL of a server of the folder's files."""
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def image(folder: Path, number: int) -> str:
+    """A disk image that no other test has brought to the node yet; returns its checksum."""
+    content = str(number).encode().ljust(1 << 20, b"\0")
+    (folder / f"{number}.raw").write_bytes(content)
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
 def lives(lab: Lab, tokens: dict[str, tuple[str, str]]) -> dict[str, str]:
     """Live once with each token, by name; what failed of each, if anything."""
     hosts = {}
+    images = lab.state / "images"
+    images.mkdir()
     for number, (name, (token, secret)) in enumerate(tokens.items()):
-        file = lab.state / f"secret-{name}"
+        file, base = lab.state / f"secret-{name}", 3000 + 10 * number
         file.write_text(secret)
-        hosts[name] = {"base": 3000 + 10 * number, "token": token, "secret_file": str(file)}
+        image(images, base)
+        hosts[name] = {"base": base, "token": token, "secret_file": str(file)}
+        hosts[name] |= {"images": str(images), "other": base + 1, "sum": image(images, base + 1)}
     inventory = lab.state / "lives.json"
     inventory.write_text(json.dumps({"all": {"hosts": {**hosts}, "vars": {"ansible_connection": "local"}}}))
     connection = {**lab.connection(), "api_token_id": "{{ token }}", "api_token_secret_file": "{{ secret_file }}"}
@@ -124,10 +184,11 @@ def lives(lab: Lab, tokens: dict[str, tuple[str, str]]) -> dict[str, str]:
     }
     playbook = lab.state / "lives-play.json"
     playbook.write_text(json.dumps([book]))
-    argv = lab.argv(str(playbook), {}, ("-i", str(inventory), "--forks", "4"))
-    done = subprocess.run(
-        argv, cwd=ROOT, env=lab.environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+    with served(images) as server:
+        argv = lab.argv(str(playbook), {"server": server}, ("-i", str(inventory), "--forks", "4"))
+        done = subprocess.run(
+            argv, cwd=ROOT, env=lab.environment(), capture_output=True, text=True, timeout=300, check=False
+        )
     assert "{\n" in done.stdout, done.stdout + done.stderr
     document = json.loads(done.stdout[done.stdout.index("{\n") :])
     results = [task["hosts"] for play in document["plays"] for task in play["tasks"]]
@@ -147,7 +208,7 @@ def test_each_privilege_is_needed_and_named(lab: Lab) -> None:
     assert {role: sorted(its) for role, its in site.roles(lab.version).items()} == admin.roles()
     secret = (lab.folder / "token-secret").read_text().strip()
     tokens = {"nothing": ("autovibe", secret)}
-    privileges = [privilege for its in admin.roles().values() for privilege in its]
+    privileges = sorted({privilege for its in admin.roles().values() for privilege in its})
     if not BACKUPS:
         privileges.remove("VM.Backup")
     if lab.version == 9:  # all but this one are as in 8

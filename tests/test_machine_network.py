@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 
 import pytest
 from hosts import Host
-from network_hosts import kill_at, network_host, play
+from network_hosts import kill_at, network_host, play, wait_for
 
 FILE = "/etc/network/interfaces.d/autovibe-vmbr1"
 OTHERS = "table inet others { chain input { type filter hook input priority 0; ip saddr 198.51.100.7 drop; }; }"
@@ -27,13 +26,6 @@ def h() -> Iterator[Host]:
 def plain() -> Iterator[Host]:
     with network_host() as made:
         yield made
-
-
-def wait_for(h: Host, condition: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while h.run(condition, check=False).returncode != 0:
-        assert time.monotonic() < end, f"{condition}: {h.run('journalctl -n 30 --no-pager').stdout}"
-        time.sleep(0.1)
 
 
 def outside(h: Host) -> str:
@@ -61,7 +53,7 @@ def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before:
 def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
     predicted = play(h, "--check", "--diff", machine_network_profile="open")
     assert len(re.findall(r"^[+-]\t", predicted.output, re.MULTILINE)) < 60, "the diff is what changes"
-    kill_at(h, "Let systemd read the units", machine_network_profile="open")
+    kill_at(h, "Write what fills the rules' sets", machine_network_profile="open")
     finished = play(h, machine_network_profile="open")
     assert {"Load the rules"} <= {name.split(" : ")[-1] for name in finished.changed_tasks}
     assert set(finished.changed_tasks) < set(predicted.changed_tasks)
@@ -125,6 +117,16 @@ def test_a_bridge_of_the_site_is_not_taken_over(plain: Host) -> None:
     assert not plain.run(f"ls {FILE}", check=False).stdout
     play(plain, machine_network_manage_bridge=False, machine_network_state="absent")
     assert plain.run("ip link show vmbr1").stdout
+
+
+def test_guests_that_are_not_ours_are_not_cut_off(plain: Host) -> None:
+    plain.write("/etc/pve/qemu-server/500.conf", "net0: virtio=BC:24:11:00:00:01,bridge=vmbr1\n")
+    plain.run("ip link add vmbr1 type bridge; ip link add tap500i0 type veth; ip link set tap500i0 master vmbr1")
+    refused = play(plain, check=False)
+    plain.run("ip link delete tap500i0; ip link delete vmbr1")
+    assert refused.returncode != 0
+    assert "would cut them off: tap500i0 (bc:24:11:00:00:01)" in " ".join(refused.output.split())
+    assert plain.run("nft list ruleset").stdout == ""
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from labs import running_lab
@@ -119,6 +122,52 @@ def test_old_versions_go_but_never_one_with_linked_clones(lab):
     assert named["told"]["diff"] == named["done"]["diff"]
     assert not named["again"]["changed"]
     assert [vm["vm_id"] for vm in configs(lab, "kept")] == sorted([ids[0], ids[2], named["done"]["template"]["vm_id"]])
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback, the images that it has, and the paths that it was asked for."""
+    asked = []
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", tmp_path, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_is_downloaded_once_and_only_with_its_checksum(lab, web):
+    url, folder, asked = web
+    content = image(folder / "cloud.img").read_bytes()
+    digest = hashlib.sha512(content).hexdigest()
+    wanted = {"name": "cloud", "image_url": f"{url}/cloud.img?v=1", "storage": "local"}
+    wrong = Task("template", {**wanted, "checksum": f"sha512:{'0' * 128}"})
+    right = Task("template", {**wanted, "checksum": f"SHA512:{digest}"})
+    gone = Task("template", {**wanted, "image_url": f"{url}/gone.img", "checksum": f"sha512:{'1' * 128}"})
+    done = lab.tasks_run(
+        wrong.play("wrong", ignore_errors=True),
+        gone.play("gone", ignore_errors=True),
+        right.play("told", check_mode=True),
+        right.play("done"),
+        right.play("again"),
+        # Another template of the same image: it is there already.
+        Task("template", {**right.arguments, "name": "cloud2"}).play("other"),
+    )
+    named = done.named
+    assert named["wrong"]["error_class"] == "TaskFailed"
+    assert "checksum mismatch" in named["wrong"]["msg"]
+    assert "404" in named["gone"]["msg"]
+    assert named["told"]["diff"] == named["done"]["diff"]
+    assert [named[step]["changed"] for step in ("told", "done", "again", "other")] == [True, True, False, True]
+    assert len([path for path in asked if "cloud.img" in path]) == 2, (
+        "once with the wrong checksum, once with the right"
+    )
+    (kept,) = (lab.folder / "import").glob("cloud-*")
+    assert (kept.name, kept.read_bytes()) == (f"cloud-{digest[:16]}.qcow2", content)
 
 
 def test_a_file_is_uploaded_once_under_its_hash(lab, tmp_path):

@@ -3,11 +3,13 @@
 import threading
 import time
 from collections import deque
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 from autovibe_agent.base import Message
 from autovibe_agent.hub import Hub, HubRefused, HubUnreachable
 
+#: Not datetime.UTC: Ubuntu 22.04, which machines are made of, has Python 3.10.
+UTC = timezone.utc  # noqa: UP017
 BATCH = 100
 BATCH_CHARS = 200_000
 TEXT_CHARS = 4000

@@ -125,7 +125,11 @@ class Manifest:
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError("not a regular file any more")
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            # Not hashlib.file_digest: Ubuntu 22.04 has Python 3.10.
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 18):
+                digest.update(chunk)
+        sha256 = digest.hexdigest()
         self._hashes[path] = (stamp, sha256)
         return sha256, st.st_size
 

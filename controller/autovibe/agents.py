@@ -14,9 +14,9 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from autovibe import identity, machines, operations, tokens
+from autovibe import allocations, identity, machines, operations, tokens
 from autovibe.errors import AutovibeError, NotFound
-from autovibe.models import Budget, Checkpoint, Machine, MachineEvent
+from autovibe.models import Checkpoint, Machine, MachineEvent
 from autovibe.settings import Settings
 
 WALL_SECONDS = 3600
@@ -136,16 +136,8 @@ def heartbeat(session: Session, settings: Settings, who: tokens.Authenticated, p
 
 def budget_fraction(session: Session, project_uuid: UUID) -> Decimal | None:
     """The used part (0–1, more after an overrun) of the project's fullest present money budget; None without one."""
-    today = _now().date()
-    budgets = session.scalars(
-        select(Budget).where(
-            Budget.project_uuid == project_uuid,
-            Budget.resource_type == "money",
-            Budget.period_start <= today,
-            Budget.period_end > today,
-        )
-    )
-    parts = [b.used_amount / b.allocated_amount if b.allocated_amount else Decimal(1) for b in budgets]
+    rows = [row for row in allocations.present(session, project_uuid) if row.resource_type == "money"]
+    parts = [row.used_amount / row.allocated_amount if row.allocated_amount else Decimal(1) for row in rows]
     return max(parts, default=None)
 
 

@@ -6,8 +6,9 @@ row); each step here is one conditional UPDATE of that row, never a check and th
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,8 +17,8 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from autovibe import ledger
-from autovibe.errors import AutovibeError, Conflict, NotFound
+from autovibe import allocations, ledger, periods
+from autovibe.errors import AutovibeError, NotFound
 from autovibe.ledger import UsageLine, amount_of
 from autovibe.models import Budget, Reservation
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 #: A call that was forwarded may have been billed: reaped, it is settled at its bound.
 AI_CALL = "ai_call"
-FOREVER = date(9999, 12, 31)
 
 
 class BudgetExhausted(AutovibeError):
@@ -52,62 +52,23 @@ class NoBudget(BudgetExhausted):
     code = "no_budget"
 
 
+class CountExhausted(BudgetExhausted):
+    """Another budget than that of money is used up."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Decimal(0), message)
+
+
 class NoSuchReservation(NotFound):
     """There is no such reservation."""
 
     code = "no_such_reservation"
 
 
-def create(session: Session, project_uuid: UUID, amount_cad: Decimal) -> Budget:
-    """Give a project its hard total budget in CAD."""
-    amount = amount_of(amount_cad, "budget", positive=True)
-    if get(session, project_uuid) is not None:
-        raise Conflict("The project has a budget already")
-    budget = Budget(
-        project_uuid=project_uuid,
-        resource_type="money",
-        budget_period="total",
-        period_start=datetime.now(UTC).date(),
-        period_end=FOREVER,
-        allocated_amount=amount,
-        unit="CAD",
-        auto_reset=False,
-    )
-    session.add(budget)
-    session.flush()
-    session.refresh(budget)
-    return budget
-
-
-def get(session: Session, project_uuid: UUID) -> Budget | None:
-    """A project's total budget, as it is now in the database."""
-    return session.scalars(
-        sa.select(Budget).where(*_total(project_uuid)).execution_options(populate_existing=True)
-    ).first()
-
-
-def available(session: Session, project_uuid: UUID) -> Decimal:
-    """What can be reserved now: 0 without a budget, or when it is frozen."""
-    budget = get(session, project_uuid)
-    if budget is None or budget.frozen_at is not None:
-        return Decimal(0)
-    return max(Decimal(0), budget.allocated_amount - budget.used_amount - budget.reserved_amount)
-
-
-def view(budget: Budget) -> dict[str, Any]:
-    """A budget as plain data; amounts in its unit."""
-    left = budget.allocated_amount - budget.used_amount - budget.reserved_amount
-    return {
-        "unit": budget.unit,
-        "period": budget.budget_period,
-        "allocated": budget.allocated_amount,
-        "used": budget.used_amount,
-        "reserved": budget.reserved_amount,
-        "available": Decimal(0) if budget.frozen_at else max(Decimal(0), left),
-        "overrun": budget.overrun_amount,
-        "frozen_at": budget.frozen_at,
-        "freeze_reason": budget.freeze_reason,
-    }
+def available(session: Session, project_uuid: UUID, at: datetime | None = None) -> Decimal:
+    """What money can be reserved now: 0 without a budget, or when one is frozen."""
+    rows = [row for row in allocations.present(session, project_uuid, at) if row.resource_type == "money"]
+    return min((_left(row) for row in rows), default=Decimal(0))
 
 
 def reserve(
@@ -116,38 +77,37 @@ def reserve(
     project_uuid: UUID,
     machine_uuid: UUID | None = None,
     amount_cad: Decimal,
+    counts: Mapping[str, Decimal] | None = None,
     holder: str,
     purpose: str,
     expires_at: datetime,
-    metadata: dict[str, Any] | None = None,
+    at: datetime | None = None,
 ) -> Reservation:
-    """Hold a part of the budget, or raise BudgetExhausted (`available` says how much there is)."""
+    """Hold a part of every budget that applies, or raise BudgetExhausted (`available` says how much money there is).
+
+    `counts`: what is held of other resources, by type (`{"api_calls": 1}`).
+    """
     amount = amount_of(amount_cad, "reservation", positive=True)
-    spare = Budget.used_amount + Budget.reserved_amount + amount <= Budget.allocated_amount
-    statement = (
-        sa.update(Budget)
-        .where(*_total(project_uuid), Budget.frozen_at.is_(None), spare)
-        .values(reserved_amount=Budget.reserved_amount + amount)
-        .returning(Budget.uuid)
-        .execution_options(synchronize_session=False)
-    )
-    budget_uuid = session.scalar(statement)
-    if budget_uuid is None:
-        raise _refusal(session, project_uuid, amount)
-    reservation = Reservation(
-        budget_uuid=budget_uuid,
-        project_uuid=project_uuid,
-        machine_uuid=machine_uuid,
-        amount_cad=amount,
-        holder=holder,
-        purpose=purpose,
-        status="held",
-        expires_at=expires_at,
-        metadata_=metadata or {},
-    )
-    session.add(reservation)
-    session.flush()
-    return reservation
+    others = {name: amount_of(count, name) for name, count in (counts or {}).items()}
+    values = {
+        "project": project_uuid,
+        "machine": machine_uuid,
+        "at": periods.moment(at),
+        "types": ["money", *others],
+        "amounts": [amount, *others.values()],
+        "counts": json.dumps({name: str(count) for name, count in others.items()}),
+        "holder": holder,
+        "purpose": purpose,
+        "expires_at": expires_at,
+    }
+    query = sa.select(Reservation).from_statement(_RESERVE)
+    for _ in range(2):
+        reservation = session.scalars(query, values).first()
+        if reservation is not None:
+            return reservation
+        if not periods.roll(session, project_uuid, periods.day_of(session, project_uuid, at)):
+            break
+    raise _refusal(session, project_uuid, values)
 
 
 def settle(session: Session, reservation_uuid: UUID, *, lines: Sequence[UsageLine]) -> None:
@@ -165,12 +125,12 @@ def settle(session: Session, reservation_uuid: UUID, *, lines: Sequence[UsageLin
     elif reservation.status == "reaped" and reservation.settled_cad:
         lines.append(_correction(reservation))
     spent = _write(session, reservation, lines)
-    billed = spent + (Decimal(0) if held else reservation.settled_cad or Decimal(0))
+    billed = spent["money"] + (Decimal(0) if held else reservation.settled_cad or Decimal(0))
     frozen = None
     if billed > reservation.amount_cad:
         frozen = f"reservation {reservation.uuid} of {reservation.amount_cad} CAD was billed {billed} CAD"
         reservation.metadata_ = reservation.metadata_ | {"above_bound_cad": str(billed - reservation.amount_cad)}
-    _move(session, reservation.budget_uuid, held=held, spent=spent, freeze=frozen)
+    _move(session, reservation, held=_holds(reservation) if held else {}, spent=spent, freeze=frozen)
     _end(reservation, "settled", billed)
     session.flush()
 
@@ -180,7 +140,7 @@ def release(session: Session, reservation_uuid: UUID) -> bool:
     reservation = _locked(session, reservation_uuid)
     if reservation.status != "held":
         return False
-    _move(session, reservation.budget_uuid, held=reservation.amount_cad, spent=Decimal(0))
+    _move(session, reservation, held=_holds(reservation))
     _end(reservation, "released", None)
     session.flush()
     return True
@@ -198,17 +158,22 @@ def reap(session: Session, now: datetime | None = None, limit: int = 1000) -> li
     expired = (
         sa.select(Reservation)
         .where(Reservation.status == "held", Reservation.expires_at <= (now or datetime.now(UTC)))
-        .order_by(Reservation.budget_uuid, Reservation.uuid)
+        .order_by(Reservation.uuid)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
     reaped = list(session.scalars(expired))
+    # All the budgets at once, in the order in which everybody takes them.
+    projects = {reservation.project_uuid for reservation in reaped}
+    rows = sa.select(Budget.uuid).where(Budget.project_uuid.in_(projects)).order_by(Budget.uuid)
+    session.execute(rows.with_for_update(key_share=True))
     for reservation in reaped:
-        billed = reservation.amount_cad if reservation.purpose == AI_CALL else Decimal(0)
-        if billed:
-            _write(session, reservation, [_bound_line(reservation)])
+        billed, spent = Decimal(0), {}
+        if reservation.purpose == AI_CALL:
+            billed = reservation.amount_cad
+            spent = _write(session, reservation, _bound_lines(reservation))
             reservation.metadata_ = reservation.metadata_ | {"settled_at_bound": True}
-        _move(session, reservation.budget_uuid, held=reservation.amount_cad, spent=billed)
+        _move(session, reservation, held=_holds(reservation), spent=spent)
         _end(reservation, "reaped", billed)
         log.warning("Reaped reservation %s of %s: %s CAD billed.", reservation.uuid, reservation.holder, billed)
     session.flush()
@@ -216,60 +181,60 @@ def reap(session: Session, now: datetime | None = None, limit: int = 1000) -> li
 
 
 def charge(
-    session: Session, *, project_uuid: UUID, machine_uuid: UUID | None = None, lines: Sequence[UsageLine]
+    session: Session,
+    *,
+    project_uuid: UUID,
+    machine_uuid: UUID | None = None,
+    lines: Sequence[UsageLine],
+    at: datetime | None = None,
 ) -> Decimal:
-    """Book what nobody reserved (metering, a correction); returns its CAD. Above the allocation it is an overrun."""
-    spent = ledger.write(session, lines, project_uuid=project_uuid, machine_uuid=machine_uuid)
-    budget_uuid = session.scalar(sa.select(Budget.uuid).where(*_total(project_uuid)))
-    if budget_uuid is None:
+    """Book what nobody reserved (metering, a correction); returns its CAD. Above a hard allocation it is an overrun.
+
+    It counts in the periods of its own time `at` (now), as far as these have budgets.
+    """
+    day = periods.day_of(session, project_uuid, at)
+    periods.roll(session, project_uuid, day)
+    spent = ledger.write(session, lines, project_uuid=project_uuid, machine_uuid=machine_uuid, day=day)
+    if not _moved(session, project_uuid, day, {}, spent, None):
         raise NoBudget(Decimal(0))
-    _move(session, budget_uuid, held=Decimal(0), spent=spent)
-    return spent
+    return spent["money"]
 
 
-def top_up(session: Session, project_uuid: UUID, amount_cad: Decimal) -> Budget:
-    """Raise a project's budget; one that was frozen by an overrun is thawed once the overrun is paid."""
-    amount = amount_of(amount_cad, "top-up", positive=True)
-    allocated = Budget.allocated_amount + amount
-    short = Budget.used_amount + Budget.reserved_amount - allocated
-    overrun = sa.func.greatest(Decimal(0), sa.func.least(Budget.overrun_amount, short))
-    statement = (
-        sa.update(Budget)
-        .where(*_total(project_uuid))
-        .values(
-            allocated_amount=allocated,
-            overrun_amount=overrun,
-            frozen_at=sa.case((overrun > 0, Budget.frozen_at), else_=None),
-            freeze_reason=sa.case((overrun > 0, Budget.freeze_reason), else_=None),
+def _refusal(session: Session, project_uuid: UUID, values: dict[str, Any]) -> BudgetExhausted:
+    """Why nothing was reserved."""
+    now = allocations.present(session, project_uuid, values["at"])
+    money = [row for row in now if row.resource_type == "money"]
+    wanted = dict(zip(values["types"], values["amounts"], strict=True))
+    ended = periods.missing(session, project_uuid, values["types"], values["at"])
+    if ended is not None:
+        return NoBudget(
+            Decimal(0), f"The {ended.budget_period} budget of {ended.resource_type} has ended; set a new one"
         )
-        .execution_options(synchronize_session=False)
-    )
-    if session.execute(statement).rowcount == 0:
-        raise NoBudget(Decimal(0))
-    budget = get(session, project_uuid)
-    assert budget is not None
-    return budget
-
-
-def _total(project_uuid: UUID) -> tuple[Any, ...]:
-    return (
-        Budget.project_uuid == project_uuid,
-        Budget.resource_type == "money",
-        Budget.budget_period == "total",
-    )
-
-
-def _refusal(session: Session, project_uuid: UUID, amount: Decimal) -> BudgetExhausted:
-    budget = get(session, project_uuid)
-    if budget is None:
+    if not money:
         return NoBudget(Decimal(0))
-    if budget.frozen_at is not None:
-        return BudgetFrozen(Decimal(0), f"The budget is frozen: {budget.freeze_reason}")
-    left = max(Decimal(0), budget.allocated_amount - budget.used_amount - budget.reserved_amount)
-    message = (
-        f"The budget has {_plain(left)} CAD left of {_plain(budget.allocated_amount)}, and {_plain(amount)} is needed"
+    for row in now:
+        if row.frozen_at is not None and row.resource_type in wanted:
+            return BudgetFrozen(Decimal(0), f"The budget is frozen: {row.freeze_reason}")
+    for row in now:
+        if row.hard and row.resource_type != "money" and _left(row) < wanted.get(row.resource_type, 0):
+            return CountExhausted(_short(row, wanted[row.resource_type]))
+    tightest = min(money, key=_left)
+    return BudgetExhausted(_left(tightest), _short(tightest, wanted["money"]))
+
+
+def _short(row: Budget, amount: Decimal) -> str:
+    name = "The budget" if row.budget_period == "total" else f"The {row.budget_period} budget"
+    until = "" if row.budget_period == "total" else f" until {row.period_end}"
+    return (
+        f"{name} has {_plain(_left(row))} {row.unit} left of {_plain(row.allocated_amount)}{until}, "
+        f"and {_plain(amount)} is needed"
     )
-    return BudgetExhausted(left, message)
+
+
+def _left(row: Budget) -> Decimal:
+    if row.frozen_at is not None:
+        return Decimal(0)
+    return max(Decimal(0), row.allocated_amount - row.used_amount - row.reserved_amount)
 
 
 def _locked(session: Session, reservation_uuid: UUID) -> Reservation:
@@ -280,37 +245,60 @@ def _locked(session: Session, reservation_uuid: UUID) -> Reservation:
     return reservation
 
 
-def _write(session: Session, reservation: Reservation, lines: Sequence[UsageLine]) -> Decimal:
+def _write(session: Session, reservation: Reservation, lines: Sequence[UsageLine]) -> dict[str, Decimal]:
     return ledger.write(
         session,
         lines,
         project_uuid=reservation.project_uuid,
         machine_uuid=reservation.machine_uuid,
         reservation_uuid=reservation.uuid,
+        day=reservation.day,
     )
 
 
-def _move(session: Session, budget_uuid: UUID, *, held: Decimal, spent: Decimal, freeze: str | None = None) -> None:
-    """Take `held` from reserved and put `spent` into used, in one statement; beyond the allocation it is an overrun."""
-    used, reserved = Budget.used_amount + spent, Budget.reserved_amount - held
-    short = used + reserved - Budget.allocated_amount
-    frozen = sa.or_(sa.true() if freeze else sa.false(), short > Budget.overrun_amount)
-    reason = freeze or f"{spent} CAD were billed that nobody had reserved"
-    statement = (
-        sa.update(Budget)
-        .where(Budget.uuid == budget_uuid)
-        .values(
-            used_amount=used,
-            reserved_amount=reserved,
-            overrun_amount=sa.func.greatest(Budget.overrun_amount, short),
-            frozen_at=sa.case((frozen, sa.func.coalesce(Budget.frozen_at, sa.func.now())), else_=Budget.frozen_at),
-            freeze_reason=sa.case((frozen, sa.func.coalesce(Budget.freeze_reason, reason)), else_=Budget.freeze_reason),
-        )
-        .returning(Budget.frozen_at)
-        .execution_options(synchronize_session=False)
-    )
-    if session.scalar(statement) is not None and (freeze or spent > held):
-        log.error("Budget %s is frozen: %s.", budget_uuid, reason)
+def _holds(reservation: Reservation) -> dict[str, Decimal]:
+    others = {name: Decimal(count) for name, count in reservation.amounts.items()}
+    return {"money": reservation.amount_cad, **others}
+
+
+def _move(
+    session: Session,
+    reservation: Reservation,
+    *,
+    held: Mapping[str, Decimal],
+    spent: Mapping[str, Decimal] | None = None,
+    freeze: str | None = None,
+) -> None:
+    _moved(session, reservation.project_uuid, reservation.day, held, spent or {}, freeze)
+
+
+def _moved(
+    session: Session,
+    project_uuid: UUID,
+    day: date,
+    held: Mapping[str, Decimal],
+    spent: Mapping[str, Decimal],
+    freeze: str | None,
+) -> bool:
+    """Take `held` from reserved and put `spent` into used, in every budget of the day, in one statement.
+
+    Beyond a hard allocation it is an overrun, which freezes the budget. Returns whether there was a budget of money.
+    """
+    types = sorted({*held, *spent})
+    values = {
+        "project": project_uuid,
+        "day": day,
+        "types": types,
+        "held": [held.get(name, Decimal(0)) for name in types],
+        "spent": [spent.get(name, Decimal(0)) for name in types],
+        "freeze": freeze is not None,
+        "reason": freeze or f"{_plain(spent.get('money', Decimal(0)))} CAD were billed that nobody had reserved",
+    }
+    rows = session.execute(_MOVE, values).all()
+    for row in rows:
+        if row.froze:
+            log.error("The %s budget %s is frozen: %s.", row.budget_period, row.uuid, values["reason"])
+    return any(row.resource_type == "money" for row in rows)
 
 
 def _end(reservation: Reservation, status: str, billed: Decimal | None) -> None:
@@ -318,17 +306,15 @@ def _end(reservation: Reservation, status: str, billed: Decimal | None) -> None:
     reservation.ended_at = datetime.now(UTC)
 
 
-def _bound_line(reservation: Reservation) -> UsageLine:
-    return UsageLine(
-        resource_type="money",
-        resource_subtype="claude_api",
-        amount=reservation.amount_cad,
-        unit="CAD",
-        cost_cad=reservation.amount_cad,
-        currency="CAD",
-        cost=reservation.amount_cad,
-        metadata={"settled_at_bound": True, "holder": reservation.holder},
-    )
+def _bound_lines(reservation: Reservation) -> list[UsageLine]:
+    why = {"settled_at_bound": True, "holder": reservation.holder}
+    amount = reservation.amount_cad
+    money = UsageLine("money", "claude_api", amount=amount, cost_cad=amount, currency="CAD", cost=amount, metadata=why)
+    others = [
+        UsageLine(name, "claude_api", amount=Decimal(count), unit=periods.UNITS[name], metadata=why)
+        for name, count in reservation.amounts.items()
+    ]
+    return [money, *others]
 
 
 def _correction(reservation: Reservation) -> UsageLine:
@@ -343,6 +329,16 @@ def _correction(reservation: Reservation) -> UsageLine:
         cost=taken_back,
         metadata={"corrects": "settled_at_bound", "reservation": str(reservation.uuid)},
     )
+
+
+_RESERVE = sa.text(
+    "SELECT * FROM reserve_budgets(:project, :machine, :at, CAST(:types AS text[]), CAST(:amounts AS numeric[]), "
+    "CAST(:counts AS jsonb), :holder, :purpose, :expires_at)"
+)
+_MOVE = sa.text(
+    "SELECT * FROM move_budgets(:project, :day, CAST(:types AS text[]), CAST(:held AS numeric[]), "
+    "CAST(:spent AS numeric[]), :freeze, :reason)"
+)
 
 
 def _plain(amount: Decimal) -> str:

@@ -16,7 +16,7 @@ from autovibe.errors import DatabaseError, DatabaseNotMigrated, DatabaseUnreacha
 from autovibe.settings import Settings, load_settings
 
 #: The migration that this code is written for: the newest in `schema/versions` (a test compares them).
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 
 _engines: dict[tuple[str, bool], sa.Engine] = {}
 _lock = threading.Lock()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from autovibe.errors import Invalid
 from autovibe.models import Machine, Project, Usage, UsageKey
+from autovibe.periods import UNITS
 
 #: Below this NUMERIC(24,9) holds every amount.
 LIMIT = Decimal("1e15")
@@ -97,10 +98,17 @@ def write(
     lines: Sequence[UsageLine],
     *,
     project_uuid: UUID,
+    day: date,
     machine_uuid: UUID | None = None,
     reservation_uuid: UUID | None = None,
-) -> Decimal:
-    """Write the lines whose keys are new and return the sum of their `cost_cad`."""
+) -> dict[str, Decimal]:
+    """Write the lines whose keys are new, as the project's `day`; returns what they sum up to, by resource type.
+
+    `money` is the sum of the `cost_cad` of them all.
+    """
+    for line in lines:
+        if line.resource_type != "money" and line.unit != UNITS.get(line.resource_type):
+            raise InvalidAmount(f"{line.resource_type} is counted in {UNITS.get(line.resource_type)}, not {line.unit}")
     new = _claim(session, [(line, uuid4()) for line in lines])
     rows = [
         {
@@ -120,13 +128,20 @@ def write(
             "exchange_rate": line.exchange_rate,
             "exchange_rate_date": line.exchange_rate_date,
             "price_uuid": line.price_uuid,
+            "billing_period_start": day,
+            "billing_period_end": day + timedelta(days=1),
             "metadata_": line.metadata,
         }
         for line, uuid in new
     ]
     if rows:
         session.execute(sa.insert(Usage), rows)
-    return sum((line.cost_cad for line, _ in new if line.cost_cad is not None), Decimal(0))
+    spent = {"money": Decimal(0)}
+    for line, _ in new:
+        spent["money"] += line.cost_cad or Decimal(0)
+        if line.resource_type != "money":
+            spent[line.resource_type] = spent.get(line.resource_type, Decimal(0)) + line.amount
+    return spent
 
 
 def _claim(session: Session, lines: list[tuple[UsageLine, UUID]]) -> list[tuple[UsageLine, UUID]]:

@@ -83,27 +83,34 @@ class Cost:
         return {"model": self.model, "tokens": counts, "rate_source": self.rate_source}
 
 
-def cost(session: Session, model: str, usage: Mapping[str, Any], at: datetime | date | None = None) -> Cost:
+@dataclass(frozen=True)
+class Tariff:
+    """All that a model's calls cost by on a day: the price of each tier, and CAD for a USD."""
+
+    tiers: tuple[Price, ...]
+    rate: rates.Rate
+
+
+def tariff(session: Session, model: str, at: datetime | date | None = None) -> Tariff:
+    """A model's tariff on a day; it can be kept after the session. Raises UnknownModel, NoRate."""
+    tiers = tiers_of(session, model, at)
+    for tier in tiers:
+        session.expunge(tier)
+    return Tariff(tuple(tiers), rates.usd_to_cad(session, at))
+
+
+def cost(by: Tariff, usage: Mapping[str, Any]) -> Cost:
     """The cost of a call, from the Messages API's `usage` object.
 
-    Raises UnknownModel; MalformedUsage when the report holds what has no price here: the caller settles at the bound.
+    Raises MalformedUsage when the report holds what has no price here: the caller settles at the bound.
     """
     tokens = tokens_of(usage)
     factor = _factor(usage)
-    tiers = tiers_of(session, model, at)
-    price = max((tier for tier in tiers if tier.tier_above_tokens < max(tokens.prompt, 1)), key=_tier)
-    return _cost(price, tokens, factor, rates.usd_to_cad(session, at))
+    price = max((tier for tier in by.tiers if tier.tier_above_tokens < max(tokens.prompt, 1)), key=_tier)
+    return _cost(price, tokens, factor, by.rate)
 
 
-def upper_bound(
-    session: Session,
-    model: str,
-    *,
-    input_tokens_max: int,
-    max_tokens: int,
-    at: datetime | date | None = None,
-    geo: str | None = None,
-) -> Cost:
+def upper_bound(by: Tariff, *, input_tokens_max: int, max_tokens: int, geo: str | None = None) -> Cost:
     """The most that a call can cost: every input token at the dearest input rate of any tier it can reach.
 
     Its `tokens` and `price_uuid` are of the dearest tier.
@@ -111,10 +118,9 @@ def upper_bound(
     for name, count in (("input_tokens_max", input_tokens_max), ("max_tokens", max_tokens)):
         if not 0 <= count <= MOST_TOKENS:
             raise MalformedUsage(f"{name} is {count}; it must be between 0 and {MOST_TOKENS}")
-    rate = rates.usd_to_cad(session, at)
-    reachable = [t for t in tiers_of(session, model, at) if t.tier_above_tokens < max(input_tokens_max, 1)]
+    reachable = [tier for tier in by.tiers if tier.tier_above_tokens < max(input_tokens_max, 1)]
     factor = GEO_FACTORS.get(geo or "", Decimal(1))
-    bounds = [_cost(tier, _dearest(tier, input_tokens_max, max_tokens), factor, rate) for tier in reachable]
+    bounds = [_cost(tier, _dearest(tier, input_tokens_max, max_tokens), factor, by.rate) for tier in reachable]
     return max(bounds, key=lambda bound: bound.usd)
 
 

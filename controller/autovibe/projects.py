@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from autovibe import budgets, lookup
+from autovibe import allocations, lookup, periods
 from autovibe.errors import Conflict, Invalid, NotFound
 from autovibe.ledger import amount_of
 from autovibe.models import Machine, Project
@@ -42,9 +42,15 @@ def create(
     budget_cad: Decimal,
     greediness: Decimal = Decimal("0.5"),
     description: str | None = None,
+    time_zone: str = "UTC",
 ) -> Project:
-    """Make a project and its hard total budget."""
-    project = Project(name=_checked_name(name), greediness=_checked_greediness(greediness), description=description)
+    """Make a project and its hard total budget. Its days begin at midnight in its time zone."""
+    project = Project(
+        name=_checked_name(name),
+        greediness=_checked_greediness(greediness),
+        description=description,
+        time_zone=periods.checked_zone(time_zone),
+    )
     try:
         with session.begin_nested():
             session.add(project)
@@ -53,7 +59,7 @@ def create(
         if "projects_name_key" in str(error.orig):
             raise ProjectExists(f"There is a project named {project.name!r} already") from None
         raise
-    budgets.create(session, project.uuid, budget_cad)
+    allocations.create(session, project.uuid, budget_cad)
     session.refresh(project)
     return project
 
@@ -72,8 +78,9 @@ def all_of(session: Session) -> list[Project]:
 
 
 def view(session: Session, project: Project) -> dict[str, Any]:
-    """A project with its budget in CAD, as plain data."""
-    budget = budgets.get(session, project.uuid)
+    """A project with its budgets, as plain data; `budget` is the total one in CAD."""
+    rows = [allocations.view(row) for row in allocations.present(session, project.uuid)]
+    total = [row for row in rows if (row["resource"], row["period"]) == ("money", "total")]
     machines = sa.select(sa.func.count()).where(Machine.project_uuid == project.uuid)
     return {
         "uuid": project.uuid,
@@ -85,7 +92,9 @@ def view(session: Session, project: Project) -> dict[str, Any]:
         "initial_checkpoint": project.initial_checkpoint_uuid,
         "current_checkpoint": project.current_checkpoint_uuid,
         "created_at": project.created_at,
-        "budget": budgets.view(budget) if budget else None,
+        "time_zone": project.time_zone,
+        "budget": total[0] if total else None,
+        "budgets": rows,
     }
 
 

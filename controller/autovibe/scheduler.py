@@ -1,7 +1,7 @@
 """The scheduler: what has to be done now and then, by one process at a time (a Postgres advisory lock decides which).
 
-It reaps reservations whose holder is gone, makes the ledger's partitions ahead, ends machines that have gone silent,
-and asks again for an end that has failed.
+It reaps reservations whose holder is gone, sends alerts, makes the ledger's partitions ahead, ends machines that have
+gone silent, and asks again for an end that has failed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import exists, func, or_, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from autovibe import budgets, db, machines, runner
+from autovibe import alerts, budgets, db, machines, runner
 from autovibe.errors import AutovibeError
 from autovibe.models import Machine, MachineSlot, Operation
 from autovibe.settings import Settings, load_settings
@@ -42,6 +42,7 @@ class Scheduler:
             ("end silent machines", 15, self.end_silent),
             ("ask again for ends", 15, self.end_again),
             ("report expired leases", 60, self.report_leases),
+            ("send alerts", 5, self.send_alerts),
             ("make partitions", 6 * 3600, self.make_partitions),
         ]
 
@@ -91,6 +92,10 @@ class Scheduler:
         reaped = budgets.reap(session)
         if reaped:
             log.warning("reaped %d reservations", len(reaped))
+
+    def send_alerts(self, session: Session) -> None:
+        """Tell the webhook which levels budgets have reached."""
+        alerts.send(session, self.settings)
 
     def make_partitions(self, session: Session) -> None:
         """The ledger's partitions of the months to come."""

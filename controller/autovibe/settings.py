@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     default_template: str = "autovibe-guest"
     default_model: str = "claude-sonnet-5-5"
 
+    week_start: int = Field(1, ge=1, le=7, description="of weekly budgets: 1 is Monday, 7 is Sunday")
+    alert_webhook_url: str | None = Field(None, description="gets a POST when a budget reaches a level")
+    alert_webhook_secret: SecretStr | None = Field(None, description="signs it")
     usage_months_ahead: int = Field(3, ge=1, le=24, description="ledger partitions made ahead")
     usd_to_cad: Decimal | None = Field(None, gt=0, description="Use this exchange rate instead of the ECB's")
     installation_id: str | None = Field(None, description="Only to check: the id is kept in the database")

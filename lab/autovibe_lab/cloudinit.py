@@ -86,10 +86,12 @@ def _network_config(config: dict[str, str]) -> str:
         if mac:
             lines += [f"      mac_address: '{mac[1].lower()}'"]
         lines += ["      subnets:", *_subnets(config.get(f"ipconfig{number}", ""))]
-    lines += ["    - type: nameserver", "      address:"]
-    lines += [f"      - '{server}'" for server in config.get("nameserver", "").split()]
-    lines += ["      search:"]
-    lines += [f"      - '{domain}'" for domain in config.get("searchdomain", "").split()]
+    # A node that has neither takes its own: an empty list, which netplan refuses, is never there.
+    dns = {"address": config.get("nameserver", "").split(), "search": config.get("searchdomain", "").split()}
+    if any(dns.values()):
+        lines += ["    - type: nameserver"]
+    for key, values in dns.items():
+        lines += [f"      {key}:", *(f"      - '{value}'" for value in values)] if values else []
     return "\n".join(lines) + "\n"
 
 

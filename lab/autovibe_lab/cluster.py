@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from autovibe_lab.node import Machine, Node
 
 NAME = "autovibe"
-#: The storages that all nodes of a cluster of several share.
-SHARED = ("null",)
 
 
 @dataclass
@@ -84,7 +82,7 @@ class Cluster:
     def shares(self, storage: str) -> bool:
         """Every node sees the same volumes there."""
         found = self.storages.all.get(storage)
-        return len(self.nodes) > 1 and (storage in SHARED or (found is not None and found.shared))
+        return len(self.nodes) > 1 and found is not None and found.shared
 
     def tasks(self) -> list[Task]:
         """The tasks of all nodes that are up, oldest first."""

@@ -36,12 +36,6 @@ def rules(call: str) -> dict[str, dict]:
     return {name: table["params"][number] for name, number in table["calls"][call].items()}
 
 
-def lacks_check(call: str, name: str) -> bool:
-    """The parameter's format is a name that module `formats` doesn't know."""
-    form = rules(call)[name].get("format")
-    return isinstance(form, str) and form not in CHECKS
-
-
 @functools.cache
 def schema(call: str) -> Schema:
     """The parameters of a call such as `"POST /nodes/{node}/qemu"`. KeyError when it is none of Proxmox's."""

@@ -142,30 +142,6 @@ def vm_id(text: str) -> None:
         raise ValueError("value does not look like a valid VM ID")
 
 
-def dns_name(text: str) -> None:
-    label = r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
-    if not re.fullmatch(rf"{label}(\.{label})*", text):
-        raise ValueError("value does not look like a valid DNS name")
-
-
-def config_id(text: str) -> None:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]+", text):
-        raise ValueError(f"invalid configuration ID '{text}'")
-
-
-def tag_list(text: str) -> None:
-    for tag in re.split(r"[;, \0]+", text.strip()):
-        if tag and not re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9_+.\-]*", tag):
-            raise ValueError("invalid characters in tag")
-    if "!" in text:
-        raise ValueError("invalid characters in tag")
-
-
-def pool_id(text: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,2}", text):
-        raise ValueError(f"pool name '{text}' contains invalid characters")
-
-
 class VmId(Param):
     """A VM id: an integer first, then its range."""
 
@@ -179,11 +155,4 @@ class VmId(Param):
 
 
 STRING = Param()
-INTEGER = Param("integer")
-BOOLEAN = Param("boolean")
-NATURAL = Param("integer", minimum=0)
 VMID = VmId("integer")
-DNS_NAME = Param(check=dns_name)
-TAGS = Param(check=tag_list)
-SNAPSHOT = Param(max_length=40, check=config_id)
-POOL = Param(check=pool_id, max_length=1024)

@@ -31,6 +31,9 @@ def roles(version: int = 8) -> dict[str, frozenset[str]]:
         "AutovibeMachines": frozenset(f"{MACHINES} {inside}".split()),
         "AutovibeStorage": frozenset({"Datastore.AllocateSpace"}),
         "AutovibeNetwork": frozenset({"SDN.Use"}),
+        "AutovibeBuild": frozenset({"VM.Config.CDROM"}),
+        "AutovibeImages": frozenset({"Datastore.AllocateSpace", "Datastore.AllocateTemplate"}),
+        "AutovibeDownload": frozenset({"Sys.AccessNetwork"}),
     }
 
 
@@ -42,13 +45,14 @@ def prepare(access: Access, site: str, storages: Iterable[str], bridges: Iterabl
         return
     config.users[user] = User(comment="Runs the machines of autovibe", tokens={token: Token()})
     if site == "full":
-        where = {"/": "Administrator"}
+        where = [("/", "Administrator")]
     else:
         config.roles |= roles(access.version)
-        where = {f"/pool/{POOL}": "AutovibeMachines"}
-        where |= {f"/storage/{storage}": "AutovibeStorage" for storage in storages}
-        where |= {f"/sdn/zones/localnetwork/{bridge}": "AutovibeNetwork" for bridge in bridges}
-    for path, role in where.items():
+        where = [(f"/pool/{POOL}", "AutovibeMachines"), (f"/pool/{POOL}", "AutovibeBuild")]
+        where += [("/storage/local", "AutovibeImages"), ("/nodes/pve1", "AutovibeDownload")]
+        where += [(f"/storage/{storage}", "AutovibeStorage") for storage in storages]
+        where += [(f"/sdn/zones/localnetwork/{bridge}", "AutovibeNetwork") for bridge in bridges]
+    for path, role in where:
         for subject in (user, TOKEN_ID):
             config.set_acl(path, subject, role)
     config.save()

@@ -70,6 +70,8 @@ KINDS = {
     "zfs": Kind(("portal", "target", "pool", "blocksize", "iscsiprovider"), **_blocks, shared=True),
     "zfspool": Kind(("pool",), **_blocks, features=ZFS_FEATURES, rollback_past=False),
 }
+#: The lab's own storage is one that all nodes share.
+SHARED = ("null",)
 #: Options of every type.
 COMMON = {"nodes", "content", "disable", "shared", "bwlimit", "prune-backups", "max-protected-backups", "maxfiles"}
 #: Options of a type beside those that it requires.
@@ -117,7 +119,7 @@ class Storage:
 
     @property
     def shared(self) -> bool:
-        return self.kind.shared or self.options.get("shared", "0") == "1"
+        return self.id in SHARED or self.kind.shared or self.options.get("shared", "0") == "1"
 
     def on(self, node: str) -> bool:
         """Whether this node has it."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "machine": ("autovibe.cli.machine:machine", "Machines: one VM, one agent, one prompt."),
     "checkpoint": ("autovibe.cli.checkpoint:checkpoint", "Checkpoints: what a machine can start from."),
     "template": ("autovibe.cli.template:template", "Templates: what the first machine is cloned from."),
+    "budget": ("autovibe.cli.budget:budget", "Budgets: what a project may use, in a day, a week, a month, or in all."),
     "usage": ("autovibe.cli.usage:usage", "Show what was used and what it cost, in PROJECT or in all projects."),
     "db": ("autovibe.cli.db:db", "The database: migrate, back up, restore."),
 }

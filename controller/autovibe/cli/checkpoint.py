@@ -86,11 +86,12 @@ def _tree(roots: list[dict[str, Any]]) -> Any:
 @json_option
 def show(checkpoint_: str, as_json: bool) -> None:
     """Show CHECKPOINT and the files of its workspace."""
-    from autovibe import checkpoints, db, views
+    from autovibe import checkpoints, db, reports, views
 
     with db.session_scope(settings()) as session:
         row = checkpoints.find(session, checkpoint_)
         full = views.checkpoint(session, row) | {
+            "cad_to_reach": reports.checkpoint_cost(session, row.uuid),
             "context": row.creation_context,
             "manifest": row.file_manifest or {"files": [], "truncated": False},
         }

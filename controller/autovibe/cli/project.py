@@ -32,13 +32,18 @@ def project() -> None:
 @click.option("--budget", type=DecimalNumber(), required=True, help="All that the project may ever spend, in CAD.")
 @click.option("--greediness", type=DecimalNumber(), default="0.5", show_default=True, help="Its share, from 0 to 1.")
 @click.option("--description", help="What it is for.")
+@click.option("--time-zone", default="UTC", show_default=True, help="Where its days begin, such as America/Toronto.")
 @json_option
-def create(name: str, budget: Decimal, greediness: Decimal, description: str | None, as_json: bool) -> None:
+def create(
+    name: str, budget: Decimal, greediness: Decimal, description: str | None, time_zone: str, as_json: bool
+) -> None:
     """Make a project named NAME with a hard budget."""
     from autovibe import db, projects
 
     with db.session_scope(settings()) as session:
-        made = projects.create(session, name, budget_cad=budget, greediness=greediness, description=description)
+        made = projects.create(
+            session, name, budget_cad=budget, greediness=greediness, description=description, time_zone=time_zone
+        )
         view = projects.view(session, made)
     output(view, as_json, lambda data: f"Project {data['name']} ({data['uuid']}), budget CAD {_money(data['budget'])}.")
 
@@ -75,7 +80,7 @@ def _listed(views: list[dict[str, Any]]) -> Any:
 
 
 def _shown(view: dict[str, Any]) -> Any:
-    flat = {name: value for name, value in view.items() if name != "budget"}
+    flat = {name: value for name, value in view.items() if name not in ("budget", "budgets")}
     flat |= {f"{name} (CAD)": value for name, value in (view["budget"] or {}).items() if isinstance(value, Decimal)}
     if view["budget"] and view["budget"]["frozen_at"]:
         flat["frozen"] = view["budget"]["freeze_reason"]

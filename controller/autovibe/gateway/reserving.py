@@ -5,10 +5,11 @@ Each function is one short transaction in its own session, run in a thread by `c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_FLOOR, Decimal
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,9 @@ from autovibe.models import Machine, Reservation
 #: A reservation outlives its call by at most this; `extend` moves it on while the call is under way.
 HOLD = timedelta(minutes=5)
 
+#: How long a changed price may take to hold.
+TARIFF_SECONDS = 10.0
+
 Transactions = Callable[[], AbstractContextManager[Session]]
 
 
@@ -36,7 +40,7 @@ class Caller:
 
 
 class Bounds:
-    """The worst cases of one call, each asked for once: price and exchange rate are those of the call's beginning.
+    """The worst cases of one call: price and exchange rate are those of the call's beginning.
 
     So midnight or a new price lifts no cost above the bound that was reserved for it.
     """
@@ -44,16 +48,32 @@ class Bounds:
     def __init__(self, model: str) -> None:
         self.model = model
         self.at = datetime.now(UTC)
-        self._known: dict[tuple[int, int], prices.Cost] = {}
+        self._tariff: prices.Tariff | None = None
+
+    def tariff(self, session: Session) -> prices.Tariff:
+        """Raises `prices.UnknownModel`."""
+        if self._tariff is None:
+            self._tariff = _tariff(session, self.model, self.at)
+        return self._tariff
 
     def cost(self, session: Session, input_bound: int, max_tokens: int) -> prices.Cost:
         """Raises `prices.UnknownModel`."""
-        key = input_bound, max_tokens
-        if key not in self._known:
-            self._known[key] = prices.upper_bound(
-                session, self.model, input_tokens_max=input_bound, max_tokens=max_tokens, at=self.at
-            )
-        return self._known[key]
+        return prices.upper_bound(self.tariff(session), input_tokens_max=input_bound, max_tokens=max_tokens)
+
+
+_tariffs: dict[tuple[str, str, date], tuple[float, prices.Tariff]] = {}
+
+
+def _tariff(session: Session, model: str, at: datetime) -> prices.Tariff:
+    """The model's tariff, asked for anew every few seconds: it changes a few times a year."""
+    key = str(session.get_bind().engine.url), model, at.date()
+    expires, found = _tariffs.get(key, (0.0, None))
+    if found is None or time.monotonic() > expires:
+        found = prices.tariff(session, model, at)
+        if len(_tariffs) > 1000:  # names of models are the client's
+            _tariffs.clear()
+        _tariffs[key] = time.monotonic() + TARIFF_SECONDS, found
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | 
             try:
                 return _hold(session, wish, wanted, bound(wanted))
             except budgets.BudgetExhausted as error:
-                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget):
+                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget | budgets.CountExhausted):
                     return Short(error.message, later=False, hopeless=True)
                 reason, available = error.message, error.available
             later = available + _under_way(session, wish.caller.project_uuid)
@@ -121,6 +141,7 @@ def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Hel
         project_uuid=wish.caller.project_uuid,
         machine_uuid=wish.caller.machine_uuid,
         amount_cad=amount,
+        counts={"api_calls": Decimal(1)},
         holder=wish.request_id,
         purpose=budgets.AI_CALL,
         expires_at=datetime.now(UTC) + HOLD,
@@ -209,7 +230,7 @@ def _cost(session: Session, bounds: Bounds, held: Held, meter: Meter) -> tuple[p
         return bound, "bound"
     usage = meter.usage if meter.complete else {**meter.usage, "output_tokens": held.max_tokens}
     try:
-        cost = prices.cost(session, bounds.model, usage, bounds.at)
+        cost = prices.cost(bounds.tariff(session), usage)
     except prices.MalformedUsage:
         return bound, "bound"
     if meter.complete:

@@ -11,13 +11,14 @@ from autovibe.models.machines import (
     Project,
     Template,
 )
-from autovibe.models.money import Budget, ExchangeRate, Price, Reservation, Usage, UsageKey
+from autovibe.models.money import Budget, BudgetAlert, ExchangeRate, Price, Reservation, Usage, UsageKey
 from autovibe.models.work import Operation, Run, TaskResult
 
 __all__ = [
     "MONEY",
     "Base",
     "Budget",
+    "BudgetAlert",
     "Checkpoint",
     "ExchangeRate",
     "HubCheckpoint",

@@ -34,6 +34,7 @@ class Project(Base):
     greediness: Mapped[Decimal] = mapped_column(Numeric(3, 2), server_default=text("0.50"))
     status: Mapped[str] = mapped_column(String(50), server_default=text("'active'"))
     description: Mapped[str | None] = mapped_column(Text)
+    time_zone: Mapped[str] = mapped_column(Text, server_default=text("'UTC'"))
     initial_checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid", deferred=True)
     current_checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid", deferred=True)
     metadata_: Mapped[Json] = mapped_column("metadata")

@@ -6,7 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import Boolean, Date, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy import Boolean, Date, Integer, SmallInteger, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from autovibe.models.base import MONEY, TIMESTAMP, Base, CreatedAt, Json, Key, reference
@@ -15,7 +15,8 @@ from autovibe.models.base import MONEY, TIMESTAMP, Base, CreatedAt, Json, Key, r
 class Budget(Base):
     """Allocated, used and reserved of one resource in one half-open period of one project.
 
-    The database keeps `used + reserved <= allocated + overrun`. A frozen budget (`frozen_at`) lends nothing.
+    The database keeps `used + reserved <= allocated + overrun`. A frozen budget (`frozen_at`) lends nothing. One that
+    is not `hard` only counts. The next period begins with `base_amount`.
     """
 
     __tablename__ = "resource_budgets"
@@ -33,6 +34,10 @@ class Budget(Base):
     overrun_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
     unit: Mapped[str] = mapped_column(String(20))
     auto_reset: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    base_amount: Mapped[Decimal] = mapped_column(MONEY)
+    hard: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
+    soft_percent: Mapped[int] = mapped_column(SmallInteger, server_default=text("80"))
+    removed_at: Mapped[datetime | None]
     frozen_at: Mapped[datetime | None]
     freeze_reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
@@ -40,14 +45,18 @@ class Budget(Base):
 
 
 class Reservation(Base):
-    """Part of a budget held for something under way. Status: held, settled, released, reaped."""
+    """Part of the budgets of a day, held for something under way. Status: held, settled, released, reaped.
+
+    `amounts`: what it holds beside money, by resource type.
+    """
 
     __tablename__ = "reservations"
 
     uuid: Mapped[Key]
-    budget_uuid: Mapped[UUID] = reference("resource_budgets.uuid")
     project_uuid: Mapped[UUID] = reference("projects.uuid")
     machine_uuid: Mapped[UUID | None] = reference("intelligent_machines.uuid")
+    day: Mapped[date] = mapped_column(Date)
+    amounts: Mapped[Json]
     amount_cad: Mapped[Decimal] = mapped_column(MONEY)
     settled_cad: Mapped[Decimal | None] = mapped_column(MONEY)
     holder: Mapped[str] = mapped_column(Text)
@@ -57,6 +66,24 @@ class Reservation(Base):
     created_at: Mapped[CreatedAt]
     ended_at: Mapped[datetime | None]
     metadata_: Mapped[Json] = mapped_column("metadata")
+
+
+class BudgetAlert(Base):
+    """A budget has reached a level, once per period; its webhook is tried until it is delivered."""
+
+    __tablename__ = "budget_alerts"
+    __table_args__ = (UniqueConstraint("budget_uuid", "percent"),)
+
+    uuid: Mapped[Key]
+    budget_uuid: Mapped[UUID] = reference("resource_budgets.uuid")
+    percent: Mapped[int] = mapped_column(SmallInteger)
+    used_amount: Mapped[Decimal] = mapped_column(MONEY)
+    allocated_amount: Mapped[Decimal] = mapped_column(MONEY)
+    created_at: Mapped[CreatedAt]
+    delivered_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    next_attempt_at: Mapped[CreatedAt]
+    last_error: Mapped[str | None] = mapped_column(Text)
 
 
 class Usage(Base):

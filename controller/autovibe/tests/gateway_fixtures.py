@@ -17,7 +17,7 @@ from uuid import UUID
 
 import httpx
 import sqlalchemy as sa
-from autovibe import budgets, db, tokens
+from autovibe import allocations, db, tokens
 from autovibe.models import Budget, Machine, Project, Reservation, Usage
 from autovibe.settings import Settings, load_settings
 
@@ -101,7 +101,7 @@ class Account:
 
     def budget(self) -> Budget:
         with db.session_scope(self.settings) as session:
-            budget = budgets.get(session, self.project)
+            budget = allocations.get(session, self.project)
             assert budget is not None
             return budget
 
@@ -130,7 +130,7 @@ def account(settings: Settings, budget_cad: Decimal | str) -> Account:
         session.add(machine)
         session.flush()
         session.refresh(machine)
-        budgets.create(session, project.uuid, Decimal(budget_cad))
+        allocations.create(session, project.uuid, Decimal(budget_cad))
         return Account(settings, project.uuid, machine.uuid, tokens.machine_token(machine, settings))
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from autovibe import budgets, db, ledger, projects
+from autovibe import allocations, budgets, db, ledger, projects
 from autovibe.errors import Conflict
 from autovibe.ledger import InvalidAmount, UsageLine
 from autovibe.models import Budget, Reservation, Usage
@@ -40,7 +40,7 @@ def reserve(session, project, cad, purpose=budgets.AI_CALL, expires_in=SOON):
 
 
 def state(session, project):
-    budget = budgets.get(session, project.uuid)
+    budget = allocations.get(session, project.uuid)
     return budget.used_amount, budget.reserved_amount, budget.overrun_amount
 
 
@@ -111,7 +111,7 @@ def test_a_bill_above_the_allocation_is_an_overrun_of_just_that_part(session, pr
     assert state(session, project) == (Decimal("2.25"), 3, Decimal("0.25"))
     budgets.settle(session, others.uuid, lines=[money("2.9")])
     assert budgets.available(session, project.uuid) == 0
-    budgets.top_up(session, project.uuid, Decimal(1))
+    allocations.top_up(session, project.uuid, Decimal(1))
     assert state(session, project) == (Decimal("5.15"), 0, 0)
     assert budgets.available(session, project.uuid) == Decimal("0.85")
 
@@ -151,7 +151,7 @@ def test_what_nobody_reserved_is_booked_all_the_same(session, project):
     assert budgets.charge(session, project_uuid=project.uuid, lines=[money(4, "meter-1")]) == 0
     budgets.charge(session, project_uuid=project.uuid, lines=[money(3, "meter-2")])
     assert state(session, project) == (7, 0, 2)
-    assert budgets.get(session, project.uuid).frozen_at is not None
+    assert allocations.get(session, project.uuid).frozen_at is not None
 
 
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "-1", "0", "1e15", "0.0000000001", "many", 0.5, True])
@@ -184,7 +184,7 @@ def test_a_project_without_a_budget_can_reserve_nothing(session, project):
 
 def test_a_second_total_budget_is_refused(session, project):
     with pytest.raises(Conflict):
-        budgets.create(session, project.uuid, Decimal(1))
+        allocations.create(session, project.uuid, Decimal(1))
 
 
 def test_a_reservation_that_does_not_exist(session, project):
@@ -238,7 +238,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
-from autovibe import budgets, db
+from autovibe import allocations, budgets, db
 from autovibe.ledger import UsageLine
 from autovibe.settings import Settings
 
@@ -275,9 +275,9 @@ def test_processes_that_are_killed_leave_a_right_ledger(any_settings, monkeypatc
     said = [process.communicate() for process in started]
     assert all("BudgetExhausted" in errors for _, errors in said[2:])
     with db.session_scope(any_settings) as session:
-        left = budgets.get(session, project).reserved_amount
+        left = allocations.get(session, project).reserved_amount
         reaped = budgets.reap(session, datetime.now(UTC) + timedelta(hours=1))
-        budget = budgets.get(session, project)
+        budget = allocations.get(session, project)
         assert left == sum(reservation.amount_cad for reservation in reaped)
         assert budget.reserved_amount == budget.overrun_amount == 0
         assert Decimal("1.49") < budget.used_amount <= Decimal("1.5")
@@ -302,7 +302,7 @@ def test_after_any_sequence_the_ledger_is_what_was_used(settings, steps):
         made = []
         for step, amount, which in steps:
             _step(session, project, made, step, amount, which)
-            budget = budgets.get(session, project.uuid)
+            budget = allocations.get(session, project.uuid)
             held = session.scalar(
                 sa.select(sa.func.coalesce(sa.func.sum(Reservation.amount_cad), 0)).where(
                     Reservation.project_uuid == project.uuid, Reservation.status == "held"
@@ -324,7 +324,7 @@ def _step(session, project, made, step, amount, which):
             with pytest.raises(budgets.BudgetExhausted):
                 reserve(session, project, amount)
     elif step == "top_up":
-        budgets.top_up(session, project.uuid, amount)
+        allocations.top_up(session, project.uuid, amount)
     elif step == "charge":
         budgets.charge(session, project_uuid=project.uuid, lines=[money(amount)])
     elif target is None:

@@ -105,11 +105,12 @@ def worst_case(site: SimpleNamespace, asked: list[dict]) -> Decimal:
     with db.session_scope(site.settings) as session:
         return max(
             prices.upper_bound(
-                session, body["model"], input_tokens_max=check_messages(json.dumps(body).encode()).input_bound,
+                prices.tariff(session, body["model"]),
+                input_tokens_max=check_messages(json.dumps(body).encode()).input_bound,
                 max_tokens=body["max_tokens"],
             ).cad
             for body in asked
-        )  # fmt: skip
+        )
 
 
 def assert_the_books_agree(site: SimpleNamespace, who: Account, since: int) -> int:
@@ -127,7 +128,9 @@ def test_the_budget_ends_at_the_tenth_call(site):
     asked = bodies(model="claude-sonnet-5-5")
     site.model.fault("usage", count=CALLS, usage={"output_tokens": MAX_TOKENS})
     with db.session_scope(site.settings) as session:
-        one_call = prices.upper_bound(session, "claude-sonnet-5-5", input_tokens_max=15, max_tokens=MAX_TOKENS).cad
+        one_call = prices.upper_bound(
+            prices.tariff(session, "claude-sonnet-5-5"), input_tokens_max=15, max_tokens=MAX_TOKENS
+        ).cad
     who = account(site.settings, one_call * 21 / 2)
     # The smallest useful answer is the whole one here: nothing is lowered.
     options = PATIENT | {"AUTOVIBE_MIN_USEFUL_OUTPUT_TOKENS": str(MAX_TOKENS)}

@@ -22,7 +22,7 @@ def session(settings):
 
 
 def usd(session, model, usage, at=DAY):
-    return prices.cost(session, model, usage, at).usd
+    return prices.cost(prices.tariff(session, model, at), usage).usd
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_long_prompt_costs_more_on_every_token(session):
 
 def test_cad_follows_the_rate_and_is_rounded_up(session):
     rates.set_manual(session, "USD", "CAD", Decimal("1.396885070"), date(2026, 11, 2))
-    cost = prices.cost(session, "claude-haiku-5-5", {"input_tokens": 1}, date(2026, 11, 5))
+    cost = prices.cost(prices.tariff(session, "claude-haiku-5-5", date(2026, 11, 5)), {"input_tokens": 1})
     assert (cost.usd, cost.cad) == (Decimal("1.00e-7"), Decimal("1.40e-7"))
     assert (cost.rate, cost.rate_date, cost.rate_source) == (Decimal("1.396885070"), date(2026, 11, 2), "manual")
     assert cost.price_uuid in session.scalars(sa.select(Price.uuid).where(Price.model == "claude-haiku-5-5")).all()
@@ -90,9 +90,9 @@ def test_a_model_is_known_by_the_names_that_clients_send(session, sent, known):
 @pytest.mark.parametrize("model", ["claude-opus-9", "claude-opus-5-5-fast", "gpt-5", "", "claude-opus-5-55"])
 def test_an_unknown_model_is_never_free(session, model):
     with pytest.raises(prices.UnknownModel):
-        prices.cost(session, model, {"input_tokens": 1}, DAY)
+        prices.cost(prices.tariff(session, model, DAY), {"input_tokens": 1})
     with pytest.raises(prices.UnknownModel):
-        prices.upper_bound(session, model, input_tokens_max=1, max_tokens=1, at=DAY)
+        prices.upper_bound(prices.tariff(session, model, DAY), input_tokens_max=1, max_tokens=1)
 
 
 def test_a_price_holds_from_its_date(session):
@@ -118,7 +118,7 @@ def test_a_price_holds_from_its_date(session):
 )
 def test_a_report_that_cannot_be_priced_is_refused(session, usage):
     with pytest.raises(prices.MalformedUsage):
-        prices.cost(session, "claude-opus-5-5", usage, DAY)
+        prices.cost(prices.tariff(session, "claude-opus-5-5", DAY), usage)
 
 
 TIERED_AND_NOT = ["claude-haiku-5-5", "claude-opus-5-5", "claude-sonnet-4-5"]
@@ -138,8 +138,9 @@ def test_no_call_costs_more_than_its_bound(session, model, fresh, read, five, ho
     usage = {"input_tokens": fresh, "cache_read_input_tokens": read, "output_tokens": out}
     usage |= {"cache_creation_input_tokens": five + hour}
     usage |= {"cache_creation": {"ephemeral_5m_input_tokens": five, "ephemeral_1h_input_tokens": hour}}
-    bound = prices.upper_bound(session, model, input_tokens_max=fresh + read + five + hour, max_tokens=out, at=DAY)
-    cost = prices.cost(session, model, usage, DAY)
+    tariff = prices.tariff(session, model, DAY)
+    bound = prices.upper_bound(tariff, input_tokens_max=fresh + read + five + hour, max_tokens=out)
+    cost = prices.cost(tariff, usage)
     assert cost.usd <= bound.usd
     assert cost.cad <= bound.cad
 

@@ -98,8 +98,8 @@ def test_upgrades_at_the_same_time_make_one_schema(empty_database):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results, key=str) == [("0003", "0003")] * 3 + [(None, "0003")]
-    assert db.upgrade(empty_database) == ("0003", "0003")
+    assert sorted(results, key=str) == [("0004", "0004")] * 3 + [(None, "0004")]
+    assert db.upgrade(empty_database) == ("0004", "0004")
 
 
 CHECKED = {
@@ -175,7 +175,7 @@ def test_a_cycle_is_checked_at_commit(any_settings):
 
 @pytest.mark.parametrize("statement", ["UPDATE {} SET amount = 0", "DELETE FROM {}", "TRUNCATE {}"])
 def test_the_ledger_is_append_only(session, project, statement):
-    budgets.charge(session, project_uuid=project.uuid, lines=[UsageLine("time", amount=Decimal(1), unit="minutes")])
+    budgets.charge(session, project_uuid=project.uuid, lines=[UsageLine("time", amount=Decimal(1), unit="hours")])
     partition = session.scalar(sa.text("SELECT tableoid::regclass::text FROM resource_usage"))
     for table in ("resource_usage", partition):
         refused(session, statement.format(table), match="append-only")

@@ -4,7 +4,7 @@ from datetime import timedelta
 from decimal import Decimal
 from uuid import uuid4
 
-from autovibe import budgets, operations, records, templates
+from autovibe import allocations, operations, records, templates
 from autovibe.models import Project
 
 LEASE = timedelta(seconds=60)
@@ -16,7 +16,7 @@ def project(session, name="demo", cad="5"):
     session.add(made)
     session.flush()
     if Decimal(cad) > 0:
-        budgets.create(session, made.uuid, Decimal(cad))
+        allocations.create(session, made.uuid, Decimal(cad))
     return made
 
 

@@ -13,7 +13,6 @@ from autovibe_lab.api.routes import Call, route
 from autovibe_lab.errors import ApiError
 from autovibe_lab.guest import AgentError, Guest, GuestError
 from autovibe_lab.options import agent_enabled
-from autovibe_lab.schema import BOOLEAN, INTEGER, STRING, Param, opt
 
 AGENT = "/nodes/{node}/qemu/{vmid}/agent"
 
@@ -99,13 +98,13 @@ async def index(call: Call) -> object:
     return [{"name": name} for name in sorted([*GETS, *POSTS, *GOODBYES, *OTHERS])]
 
 
-@route("POST", AGENT, command=Param(enum=tuple(sorted(GETS + POSTS + GOODBYES))))
+@route("POST", AGENT)
 async def any_command(call: Call) -> object:
     """The old way: the command as a parameter."""
     return {"result": await _ask(call, f"guest-{call.params['command']}")}
 
 
-@route("POST", f"{AGENT}/exec", command=Param("array"), **{"input-data": opt(Param(max_length=65536))})
+@route("POST", f"{AGENT}/exec")
 async def execute(call: Call) -> object:
     path, *arguments = map(_text, call.params["command"])
     request: dict[str, object] = {"path": path, "arg": arguments, "capture-output": True}
@@ -122,7 +121,7 @@ async def execute(call: Call) -> object:
     return {"pid": answer["pid"]}
 
 
-@route("GET", f"{AGENT}/exec-status", pid=INTEGER)
+@route("GET", f"{AGENT}/exec-status")
 async def exec_status(call: Call) -> object:
     answer = dict(await _ask(call, "guest-exec-status", {"pid": call.params["pid"]}))
     if sum(len(answer.get(f"{name}-data", "")) for name in ("out", "err")) > OUTPUT_LIMIT:
@@ -136,7 +135,7 @@ async def exec_status(call: Call) -> object:
     return found
 
 
-@route("GET", f"{AGENT}/file-read", file=STRING)
+@route("GET", f"{AGENT}/file-read")
 async def file_read(call: Call) -> object:
     handle = await _ask(call, "guest-file-open", {"path": _text(call.params["file"]), "mode": "r"})
     content, end = b"", False
@@ -152,7 +151,7 @@ async def file_read(call: Call) -> object:
     return found | ({} if end else {"truncated": 1})
 
 
-@route("POST", f"{AGENT}/file-write", file=STRING, content=Param(max_length=61440), encode=opt(BOOLEAN))
+@route("POST", f"{AGENT}/file-write")
 async def file_write(call: Call) -> None:
     content = call.params["content"]
     data = base64.b64encode(_bytes(content)).decode() if call.get("encode", True) else content
@@ -179,13 +178,7 @@ def _text(text: str) -> str:
         raise ApiError(500, "Agent error: JSON parse error, invalid UTF-8 sequence in string") from None
 
 
-@route(
-    "POST",
-    f"{AGENT}/set-user-password",
-    username=STRING,
-    password=Param(min_length=5, max_length=1024),
-    crypted=opt(BOOLEAN),
-)
+@route("POST", f"{AGENT}/set-user-password")
 async def set_user_password(call: Call) -> object:
     password = base64.b64encode(_bytes(call.params["password"])).decode()
     request = {"username": _text(call.params["username"]), "password": password}

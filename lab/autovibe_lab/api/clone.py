@@ -22,7 +22,6 @@ from autovibe_lab.guest import NullGuest
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.null_programs import Disk
-from autovibe_lab.schema import BOOLEAN, DNS_NAME, NATURAL, POOL, SNAPSHOT, STRING, VMID, Param, opt
 from autovibe_lab.tasks import Task
 
 #: Of the source: never in a clone.
@@ -60,20 +59,6 @@ class Request:
         if description:
             current["description"] = description
         return current | {"lock": "clone"}
-
-
-CLONE = {
-    "newid": VMID,
-    "name": opt(DNS_NAME),
-    "description": opt(STRING),
-    "pool": opt(POOL),
-    "snapname": opt(SNAPSHOT),
-    "storage": opt(STRING),
-    "format": opt(Param(enum=("raw", "qcow2", "vmdk"))),
-    "full": opt(BOOLEAN),
-    "target": opt(STRING),
-    "bwlimit": opt(NATURAL),
-}
 
 
 def _request(call: Call) -> Request:
@@ -131,7 +116,7 @@ def _check_feature(call: Call, section: Section, way: str, snapshot: str | None)
             raise ApiError(500, f"{way} clone feature is not supported for '{drive.volid}' ({drive.key})")
 
 
-@route("POST", "/nodes/{node}/qemu/{vmid}/clone", **CLONE)
+@route("POST", "/nodes/{node}/qemu/{vmid}/clone")
 async def clone(call: Call) -> object:
     request, node = _request(call), call.node
     # A running source is locked against everything, a stopped one only against changes.

@@ -89,7 +89,7 @@ def _node(node: Node) -> dict:
 def storage_resource(node: Node, storage: str) -> dict:
     """A storage's line in /cluster/resources and in a pool."""
     configured = node.cluster.storages.get(storage)
-    name, shared = node.name, int(configured.shared or node.cluster.shares(storage))
+    name, shared = node.name, int(configured.shared)
     entry = {"type": "storage", "id": f"storage/{name}/{storage}", "storage": storage, "node": name, "shared": shared}
     entry |= {"plugintype": configured.type, "content": ",".join(configured.content)}
     if name in node.cluster.offline:

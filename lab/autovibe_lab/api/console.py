@@ -1,4 +1,4 @@
-"""/nodes/N/qemu/ID: keys, the monitor, consoles, and what has been measured."""
+"""/nodes/N/qemu/ID: keys, the monitor, consoles."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from autovibe_lab.tasks import Task
 
 QEMU = "/nodes/{node}/qemu/{vmid}"
 
-#: Seconds between two entries, and how many there are, of each time frame.
-FRAMES = {"hour": 60, "day": 1800, "week": 10800, "month": 43200, "year": 604800}
-ENTRIES = 70
 #: Seconds that a console waits for its viewer.
 VIEWER_TIMEOUT = 10
 VNC_PORT = 5900
@@ -72,12 +69,3 @@ async def termproxy(call: Call) -> object:
     assert call.machine
     await asyncio.sleep(VIEWER_TIMEOUT * call.node.time_scale)
     raise ApiError(500, f"Timeout while waiting for port '{VNC_PORT + 1}' to get ready!")
-
-
-@route("GET", f"{QEMU}/rrddata")
-async def rrddata(call: Call) -> object:
-    """The times of a round-robin database; a lab measures nothing."""
-    assert call.machine
-    step = FRAMES[call.params["timeframe"]]
-    last = int(time.time()) // step * step
-    return [{"time": last - step * number} for number in reversed(range(ENTRIES))]

@@ -16,7 +16,6 @@ from autovibe_lab.firewall import rules
 from autovibe_lab.firewall.files import Entry, Firewall
 from autovibe_lab.firewall.macros import DESCRIPTIONS
 from autovibe_lab.firewall.options import OPTIONS
-from autovibe_lab.schema import NATURAL, STRING, Param, opt
 
 #: Where the three kinds of firewall are found, and what their index lists.
 SCOPES = {
@@ -29,25 +28,24 @@ INDEX = {
     "host": ("rules", "options", "log"),
     "vm": ("rules", "aliases", "ipset", "refs", "options"),
 }
-GROUP = Param(min_length=2, max_length=18, pattern=rules.NAME)
 
 
 # Rules --------------------------------------------------------------------------------------------------------------
 
 
-def _register_rules(scope: str, path: str, **more: Param) -> None:
+def _register_rules(scope: str, path: str) -> None:
     where = f"{path}/{{pos}}"
 
-    @route("GET", path, **more)
+    @route("GET", path)
     async def listing(call: Call) -> object:
         return [entry | {"pos": pos} for pos, entry in enumerate(listed(Place.of(call, scope).rules()))]
 
-    @route("GET", where, pos=NATURAL, **more)
+    @route("GET", where)
     async def show(call: Call) -> object:
         place = Place.of(call, scope)
         return place.rule() | {"pos": str(call.params["pos"]), "digest": digest(place.rules())}
 
-    @route("POST", path, **rules.CREATE, **more)
+    @route("POST", path)
     async def create(call: Call) -> None:
         place, rule = Place.of(call, scope), {}
         rules.change(rule, call.params)
@@ -56,7 +54,7 @@ def _register_rules(scope: str, path: str, **more: Param) -> None:
         place.rules().insert(0, rule)
         place.save()
 
-    @route("PUT", where, pos=NATURAL, **rules.UPDATE, **more)
+    @route("PUT", where)
     async def update(call: Call) -> None:
         place, pos, moveto = Place.of(call, scope), call.params["pos"], call.get("moveto")
         found = place.rules()
@@ -72,7 +70,7 @@ def _register_rules(scope: str, path: str, **more: Param) -> None:
             rules.verify(rule, scope, place.own, place.cluster)
         place.save()
 
-    @route("DELETE", where, pos=NATURAL, digest=rules.DIGEST, **more)
+    @route("DELETE", where)
     async def delete(call: Call) -> None:
         place = Place.of(call, scope)
         place.unchanged(place.rules())
@@ -96,7 +94,7 @@ def _register_options(scope: str, path: str) -> None:
         found = Place.of(call, scope).own.options
         return found | {"digest": digest([found])}
 
-    @route("PUT", f"{path}/options", **options, delete=opt(STRING), digest=rules.DIGEST)
+    @route("PUT", f"{path}/options")
     async def change(call: Call) -> None:
         place = Place.of(call, scope)
         found = place.own.options
@@ -113,14 +111,14 @@ def _register_options(scope: str, path: str) -> None:
 
 
 def _register_log(path: str) -> None:
-    @route("GET", f"{path}/log", **dict.fromkeys(("start", "limit", "since", "until"), opt(NATURAL)))
+    @route("GET", f"{path}/log")
     async def log(call: Call) -> object:
         # Nothing is ever logged here; so says a node that has no log yet.
         return Answer({"n": 1, "t": "unable to open file - No such file or directory"}, {"total": 1})
 
 
 def _register_refs(scope: str, path: str) -> None:
-    @route("GET", f"{path}/refs", type=opt(Param(enum=("alias", "ipset"))))
+    @route("GET", f"{path}/refs")
     async def refs(call: Call) -> object:
         place, found = Place.of(call, scope), []
         places = [(place.cluster, "dc")] + ([(place.own, "guest")] if scope == "vm" else [])
@@ -148,14 +146,14 @@ def _register_groups(path: str) -> None:
     async def listing(call: Call) -> object:
         return listed(_groups(Place.of(call, "cluster").own))
 
-    @route("POST", path, group=GROUP, comment=opt(STRING), rename=opt(GROUP), digest=rules.DIGEST)
+    @route("POST", path)
     async def create(call: Call) -> None:
         place = Place.of(call, "cluster")
         own = place.own
         create_named(place, own.groups, own.group_comments, "Security group", "group", _groups(own))
         place.save()
 
-    @route("DELETE", f"{path}/{{group}}", group=GROUP)
+    @route("DELETE", f"{path}/{{group}}")
     async def delete(call: Call) -> None:
         place, name = Place.of(call, "group"), str(call.params["group"])
         if place.rules():
@@ -186,4 +184,4 @@ for _scope, _path in SCOPES.items():
         register_aliases(_scope, _path)
         _register_refs(_scope, _path)
 _register_groups("/cluster/firewall/groups")
-_register_rules("group", "/cluster/firewall/groups/{group}", group=GROUP)
+_register_rules("group", "/cluster/firewall/groups/{group}")

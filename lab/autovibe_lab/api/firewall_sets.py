@@ -10,9 +10,7 @@ from autovibe_lab.api.routes import Call, route
 from autovibe_lab.errors import ApiError, invalid
 from autovibe_lab.firewall import rules
 from autovibe_lab.firewall.files import Entry, Firewall, version_of
-from autovibe_lab.schema import BOOLEAN, STRING, Param, opt
-
-NAME = Param(min_length=2, max_length=64, pattern=rules.NAME)
+from autovibe_lab.formats import register
 
 
 def _cidr(text: str) -> None:
@@ -22,12 +20,10 @@ def _cidr(text: str) -> None:
         raise ValueError("value does not look like a valid IP address or CIDR network") from None
 
 
+@register("IPorCIDRorAlias")
 def _cidr_or_alias(text: str) -> None:
     if not rules.SCOPED.fullmatch(text):
         _cidr(text)
-
-
-CIDR, ENTRY = Param(check=_cidr), Param(check=_cidr_or_alias)
 
 
 # IP sets --------------------------------------------------------------------------------------------------------------
@@ -40,13 +36,13 @@ def register_ipsets(scope: str, path: str) -> None:
     async def listing(call: Call) -> object:
         return listed(_ipsets(Place.of(call, scope).own))
 
-    @route("POST", f"{path}/ipset", name=NAME, comment=opt(STRING), rename=opt(NAME), digest=rules.DIGEST)
+    @route("POST", f"{path}/ipset")
     async def create(call: Call) -> None:
         place = Place.of(call, scope)
         create_named(place, place.own.ipsets, place.own.ipset_comments, "IPSet", "name", _ipsets(place.own))
         place.save()
 
-    @route("DELETE", one, force=opt(BOOLEAN), name=NAME)
+    @route("DELETE", one)
     async def delete(call: Call) -> None:
         place, name = Place.of(call, scope), str(call.params["name"]).lower()
         if place.ipset() and not call.get("force"):
@@ -55,11 +51,11 @@ def register_ipsets(scope: str, path: str) -> None:
         place.own.ipset_comments.pop(name, None)
         place.save()
 
-    @route("GET", one, name=NAME)
+    @route("GET", one)
     async def show(call: Call) -> object:
         return listed(Place.of(call, scope).ipset())
 
-    @route("POST", one, name=NAME, cidr=ENTRY, comment=opt(STRING), nomatch=opt(BOOLEAN))
+    @route("POST", one)
     async def add(call: Call) -> None:
         place = Place.of(call, scope)
         entries, cidr = place.ipset(), _entry_name(place)
@@ -71,12 +67,12 @@ def register_ipsets(scope: str, path: str) -> None:
         entries.sort(key=lambda entry: str(entry["cidr"]))
         place.save()
 
-    @route("GET", entry_path, name=NAME, cidr=ENTRY)
+    @route("GET", entry_path)
     async def entry(call: Call) -> object:
         place = Place.of(call, scope)
         return _find_entry(place) | {"digest": digest(place.ipset())}
 
-    @route("PUT", entry_path, name=NAME, cidr=ENTRY, comment=opt(STRING), nomatch=opt(BOOLEAN), digest=rules.DIGEST)
+    @route("PUT", entry_path)
     async def update(call: Call) -> None:
         place = Place.of(call, scope)
         place.unchanged(place.ipset())
@@ -86,7 +82,7 @@ def register_ipsets(scope: str, path: str) -> None:
         found.update(changed)
         place.save()
 
-    @route("DELETE", entry_path, name=NAME, cidr=ENTRY, digest=rules.DIGEST)
+    @route("DELETE", entry_path)
     async def remove(call: Call) -> None:
         place = Place.of(call, scope)
         place.unchanged(place.ipset())
@@ -124,7 +120,7 @@ def register_aliases(scope: str, path: str) -> None:
     async def listing(call: Call) -> object:
         return listed(Place.of(call, scope).aliases())
 
-    @route("POST", f"{path}/aliases", name=NAME, cidr=CIDR, comment=opt(STRING))
+    @route("POST", f"{path}/aliases")
     async def create(call: Call) -> None:
         place, name = Place.of(call, scope), str(call.params["name"])
         if name.lower() in place.own.aliases:
@@ -132,11 +128,11 @@ def register_aliases(scope: str, path: str) -> None:
         place.own.aliases[name.lower()] = _alias(call, name)
         place.save()
 
-    @route("GET", one, name=NAME)
+    @route("GET", one)
     async def show(call: Call) -> object:
         return Place.of(call, scope).alias()
 
-    @route("PUT", one, name=NAME, cidr=CIDR, comment=opt(STRING), rename=opt(NAME), digest=rules.DIGEST)
+    @route("PUT", one)
     async def update(call: Call) -> None:
         place, name = Place.of(call, scope), str(call.params["name"])
         place.unchanged(place.aliases())
@@ -148,7 +144,7 @@ def register_aliases(scope: str, path: str) -> None:
         place.own.aliases[new.lower()] = _alias(call, new)
         place.save()
 
-    @route("DELETE", one, name=NAME, digest=rules.DIGEST)
+    @route("DELETE", one)
     async def delete(call: Call) -> None:
         place = Place.of(call, scope)
         place.unchanged(place.aliases())

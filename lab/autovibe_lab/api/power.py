@@ -17,11 +17,9 @@ from autovibe_lab.guest import GuestError
 from autovibe_lab.locks import LockTimeout
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.options import agent_enabled
-from autovibe_lab.schema import BOOLEAN, NATURAL, STRING, Param, opt
 from autovibe_lab.tasks import Task
 
 STATUS = "/nodes/{node}/qemu/{vmid}/status"
-COMMON = {"skiplock": opt(BOOLEAN)}
 
 #: How long a shutdown waits without `timeout`: a minute for ACPI, three with an agent, as Proxmox.
 SHUTDOWN_TIMEOUT = 60
@@ -133,14 +131,7 @@ async def current(call: Call) -> object:
     return status(call.machine)
 
 
-@route(
-    "POST",
-    f"{STATUS}/start",
-    **COMMON,
-    timeout=opt(NATURAL),
-    machine=opt(STRING),
-    **{"force-cpu": opt(STRING)},
-)
+@route("POST", f"{STATUS}/start")
 async def start(call: Call) -> object:
     call.root_only("skiplock")
     node, vmid = call.node, call.params["vmid"]
@@ -161,14 +152,7 @@ async def start(call: Call) -> object:
     return call.task("qmstart", work)
 
 
-@route(
-    "POST",
-    f"{STATUS}/stop",
-    **COMMON,
-    timeout=opt(NATURAL),
-    keepActive=opt(BOOLEAN),
-    **{"overrule-shutdown": opt(BOOLEAN)},
-)
+@route("POST", f"{STATUS}/stop")
 async def stop(call: Call) -> object:
     call.root_only("skiplock")
     node, vmid = call.node, call.params["vmid"]
@@ -189,14 +173,7 @@ async def stop(call: Call) -> object:
     return call.task("qmstop", work)
 
 
-@route(
-    "POST",
-    f"{STATUS}/shutdown",
-    **COMMON,
-    timeout=opt(NATURAL),
-    forceStop=opt(BOOLEAN),
-    keepActive=opt(BOOLEAN),
-)
+@route("POST", f"{STATUS}/shutdown")
 async def shutdown(call: Call) -> object:
     call.root_only("skiplock")
     node, vmid = call.node, call.params["vmid"]
@@ -225,7 +202,7 @@ def _running(call: Call) -> Machine:
     return call.machine
 
 
-@route("POST", f"{STATUS}/reboot", timeout=opt(NATURAL))
+@route("POST", f"{STATUS}/reboot")
 async def reboot(call: Call) -> object:
     _check_not_paused(call.machine)
     machine, node = _running(call), call.node
@@ -248,7 +225,7 @@ async def _start_again(node: Node, machine: Machine) -> None:
             await start_guest(node, machine, lambda line: None)
 
 
-@route("POST", f"{STATUS}/reset", **COMMON)
+@route("POST", f"{STATUS}/reset")
 async def reset(call: Call) -> object:
     call.root_only("skiplock")
     machine, node = _running(call), call.node
@@ -262,7 +239,7 @@ async def reset(call: Call) -> object:
     return call.task("qmreset", work)
 
 
-@route("POST", f"{STATUS}/suspend", **COMMON, todisk=opt(BOOLEAN), statestorage=opt(Param(requires="todisk")))
+@route("POST", f"{STATUS}/suspend")
 async def suspend(call: Call) -> object:
     call.root_only("skiplock")
     machine, node = _running(call), call.node
@@ -283,7 +260,7 @@ async def suspend(call: Call) -> object:
     return call.task("qmsuspend" if todisk else "qmpause", work)
 
 
-@route("POST", f"{STATUS}/resume", **COMMON, nocheck=opt(BOOLEAN))
+@route("POST", f"{STATUS}/resume")
 async def resume(call: Call) -> object:
     call.root_only("skiplock", "nocheck")
     node, machine = call.node, call.machine

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from aiohttp.web import FileField
 
 from autovibe_lab import declared
 from autovibe_lab.errors import ApiError
 from autovibe_lab.node import Machine, Node
-from autovibe_lab.schema import STRING, VMID, Param, Schema
+from autovibe_lab.schema import STRING, VMID, Schema
 from autovibe_lab.tasks import Task
 
 
@@ -84,35 +84,24 @@ ROUTES: list[Route] = []
 PATH_PARAMS = {"vmid": VMID}
 
 
-def declared_schema(method: str, template: str, given: Schema) -> Schema:
-    """The call's parameters as `declared.json` has them; `given` are those that it doesn't have, and checks of formats
-    that module `formats` doesn't know."""
+def schema_of(method: str, template: str) -> Schema:
+    """The call's parameters as `declared.json` has them; of one that it lacks (it is none of Proxmox's), its path's."""
     call = f"{method} {template.replace('*}', '}')}"
+    names = re.findall(r"{(\w+)\*?}", template)
+    own = {name: PATH_PARAMS.get(name, STRING) for name in names}
     if call not in declared.calls():
-        return given
+        return Schema(own)
     found = declared.schema(call)
-    params = {
-        name: replace(param, check=given.params[name].check)
-        for name, param in found.params.items()
-        if name in given.params and declared.lacks_check(call, name)
-    }
-    return Schema(given.params | found.params | params, given.numbered | found.numbered, found.largest)
+    return Schema(own | found.params, found.numbered, found.largest)
 
 
-def route(method: str, template: str, schema: Schema | None = None, **params: Param) -> Callable:
-    """Register a call. `{name}` stands for one segment of the path, `{name*}` for all that follow.
-
-    Its parameters are those that `declared.json` has for it; `schema` and `params` are for what it lacks.
-    """
+def route(method: str, template: str) -> Callable:
+    """Register a call. `{name}` stands for one segment of the path, `{name*}` for all that follow."""
 
     def register(handler: Callable[[Call], Awaitable[object]]) -> Callable:
-        names = re.findall(r"{(\w+)\*?}", template)
-        own = {name: params.get(name, PATH_PARAMS.get(name, STRING)) for name in names}
-        base = schema or Schema({})
-        full = declared_schema(method, template, Schema(own | base.params | params, base.numbered))
         pattern = re.sub(r"{(\w+)\*}", r"(?P<\1>.+)", template)
         pattern = re.sub(r"{(\w+)}", r"(?P<\1>[^/]+)", pattern)
-        ROUTES.append(Route(method, template, re.compile(pattern), full, handler))
+        ROUTES.append(Route(method, template, re.compile(pattern), schema_of(method, template), handler))
         return handler
 
     return register

@@ -15,7 +15,6 @@ from autovibe_lab.errors import ApiError, TaskError
 from autovibe_lab.guest import Guest, GuestError, NullGuest
 from autovibe_lab.node import Machine, Node
 from autovibe_lab.options import agent_enabled, shown
-from autovibe_lab.schema import BOOLEAN, SNAPSHOT, STRING, opt
 from autovibe_lab.tasks import Task
 
 SNAPSHOTS = "/nodes/{node}/qemu/{vmid}/snapshot"
@@ -43,7 +42,7 @@ async def listing(call: Call) -> object:
     return [*(_entry(name, section) for name, section in config.snapshots.items()), now]
 
 
-@route("POST", SNAPSHOTS, snapname=SNAPSHOT, description=opt(STRING), vmstate=opt(BOOLEAN))
+@route("POST", SNAPSHOTS)
 async def create(call: Call) -> object:
     node, machine, name = call.node, call.machine, call.params["snapname"]
     if name in RESERVED:
@@ -168,7 +167,7 @@ def _existing(machine: Machine, name: str) -> Section:
     return machine.config.snapshots[name]
 
 
-@route("DELETE", ONE, force=opt(BOOLEAN))
+@route("DELETE", ONE)
 async def delete(call: Call) -> object:
     node, machine, name = call.node, call.machine, call.params["snapname"]
 
@@ -208,7 +207,7 @@ def _drop(machine: Machine, name: str) -> None:
                 section["parent"] = parent
 
 
-@route("POST", ONE + "/rollback", start=opt(BOOLEAN))
+@route("POST", ONE + "/rollback")
 async def rollback(call: Call) -> object:
     node, machine, name = call.node, call.machine, call.params["snapname"]
 
@@ -281,7 +280,7 @@ async def config(call: Call) -> object:
     return shown(section) | {name: section[name] for name in ("cipassword",) if name in section}
 
 
-@route("PUT", ONE + "/config", description=opt(STRING))
+@route("PUT", ONE + "/config")
 async def describe(call: Call) -> None:
     async with call.machine.lock.hold(call.node.lock_timeout):
         section = _section(call)

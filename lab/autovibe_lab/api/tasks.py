@@ -6,7 +6,6 @@ import re
 
 from autovibe_lab.api.routes import Answer, Call, route
 from autovibe_lab.errors import invalid
-from autovibe_lab.schema import BOOLEAN, INTEGER, NATURAL, STRING, VMID, Param, opt
 from autovibe_lab.tasks import UPID, Task
 from autovibe_lab.usercfg import split_token
 
@@ -45,20 +44,7 @@ def _total(found: list) -> dict[str, object]:
     return {"total": len(found)} if found else {}
 
 
-@route(
-    "GET",
-    "/nodes/{node}/tasks",
-    start=opt(NATURAL),
-    limit=opt(NATURAL),
-    since=opt(INTEGER),
-    until=opt(INTEGER),
-    vmid=opt(VMID),
-    source=opt(Param(enum=("archive", "active", "all"))),
-    typefilter=opt(STRING),
-    userfilter=opt(STRING),
-    errors=opt(BOOLEAN),
-    statusfilter=opt(Param(check=_status_filter)),
-)
+@route("GET", "/nodes/{node}/tasks")
 async def listing(call: Call) -> object:
     source = call.get("source", "archive")
     kinds = re.split(r"[,; ]+", call.get("statusfilter", "")) if "statusfilter" in call.params else None
@@ -98,7 +84,7 @@ async def status(call: Call) -> object:
     return task.status_entry()
 
 
-@route("GET", "/nodes/{node}/tasks/{upid}/log", start=opt(NATURAL), limit=opt(NATURAL), download=opt(BOOLEAN))
+@route("GET", "/nodes/{node}/tasks/{upid}/log")
 async def log(call: Call) -> object:
     upid = call.params["upid"]
     if not UPID.fullmatch(upid):

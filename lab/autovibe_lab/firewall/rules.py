@@ -9,7 +9,7 @@ import socket
 from autovibe_lab.errors import ApiError, invalid
 from autovibe_lab.firewall.files import Entry, Firewall, addresses_version
 from autovibe_lab.firewall.macros import MACROS, preferred
-from autovibe_lab.schema import NATURAL, STRING, Param, opt
+from autovibe_lab.formats import register
 
 NAME = r"[A-Za-z][A-Za-z0-9\-_]+"
 SCOPED = re.compile(rf"(?:(dc|guest)/)?({NAME})")
@@ -31,6 +31,7 @@ ICMP_TYPES = frozenset(re.findall(r"\S+", ICMP_NAMES))
 PROTOCOLS = WITH_PORTS | ICMP | {"igmp", "ipencap", "ipv6", "gre", "esp", "ah", "ospf", "ipip", "pim", "vrrp", "l2tp"}
 
 
+@register("pve-fw-dport-spec", "pve-fw-sport-spec")
 def _ports(text: str) -> None:
     """`22`, `80,443`, `5900:5999`, or a service's name."""
     for item in text.split(","):
@@ -52,16 +53,19 @@ def _service(name: str) -> bool:
         return name in ("ssh", "http", "https", "domain", "smtp", "ntp")
 
 
+@register("pve-fw-icmp-type-spec")
 def _icmp_type(text: str) -> None:
     if text not in ICMP_TYPES and not re.fullmatch(r"\d+(/\d+)?", text):
         raise ValueError(f"invalid icmp-type '{text}'")
 
 
+@register("pve-fw-protocol-spec")
 def _protocol(text: str) -> None:
     if text not in PROTOCOLS and not (text.isdigit() and int(text) < 256):
         raise ValueError(f"unknown protocol '{text}'")
 
 
+@register("pve-fw-addr-spec")
 def addresses(text: str) -> int | None:
     """Check a rule's source or destination; returns its IP version, None where a name stands for it."""
     if text.startswith("+") or SCOPED.fullmatch(text):
@@ -80,28 +84,9 @@ def addresses(text: str) -> int | None:
     return versions.pop()
 
 
-ACTION = Param(min_length=2, max_length=20, pattern=NAME)
-TYPE = Param(enum=("in", "out", "forward", "group"))
-LOG = Param(enum=LOG_LEVELS)
-#: All of a rule but what it does and when: `type` and `action`.
-PROPERTIES = {
-    "comment": opt(STRING),
-    "dest": opt(Param(max_length=512, check=addresses)),
-    "dport": opt(Param(check=_ports)),
-    "enable": opt(NATURAL),
-    "icmp-type": opt(Param(check=_icmp_type)),
-    "iface": opt(Param(min_length=2, max_length=20, pattern=r"[a-zA-Z][a-zA-Z0-9_]{1,20}([:.]\d+)?")),
-    "log": opt(LOG),
-    "macro": opt(Param(max_length=128)),
-    "proto": opt(Param(check=_protocol)),
-    "source": opt(Param(max_length=512, check=addresses)),
-    "sport": opt(Param(check=_ports)),
-}
-DIGEST = opt(Param(max_length=64))
-CREATE = PROPERTIES | {"type": TYPE, "action": ACTION, "digest": DIGEST, "pos": opt(NATURAL)}
-UPDATE = PROPERTIES | {"type": opt(TYPE), "action": opt(ACTION), "digest": DIGEST}
-UPDATE |= {"moveto": opt(NATURAL), "delete": opt(STRING)}
-FIELDS = (*PROPERTIES, "type", "action")
+#: All of a rule.
+FIELDS = ("comment", "dest", "dport", "enable", "icmp-type", "iface", "log", "macro", "proto", "source", "sport")
+FIELDS += ("type", "action")
 
 
 def change(rule: Entry, params: dict[str, object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import requests
 from autovibe_lab import declared
@@ -25,6 +27,17 @@ def call_of(route: Route) -> str:
 
 
 PUBLISHED = [route for route in ROUTES if call_of(route) not in NOT_PUBLISHED]
+
+
+def test_no_call_is_answered_by_two() -> None:
+    assert sorted({call_of(route) for route in ROUTES}) == sorted(map(call_of, ROUTES))
+
+
+def test_the_readme_counts_what_is_answered() -> None:
+    """The server itself answers a login; all others are routes."""
+    answered = {call_of(route) for route in PUBLISHED} | {"POST /access/ticket"}
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"{len(answered)} of the API's {len(declared.calls())} calls are answered" in text
 
 
 def errors(schema: Schema, given: dict[str, object]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from autovibe import agentpack, budgets, ca, db, identity, postgres, tokens
+from autovibe import agentpack, allocations, ca, db, identity, postgres, tokens
 from autovibe.models import Machine, Project
 from autovibe.settings import Settings, load_settings
 from sqlalchemy import text
@@ -79,7 +79,7 @@ class TestHub:
             project = Project(uuid=uuid4(), name=f"project {uuid4()}")
             session.add(project)
             session.flush()
-            budgets.create(session, project.uuid, budget)
+            allocations.create(session, project.uuid, budget)
             uuid = uuid4()
             machine = Machine(
                 uuid=uuid,

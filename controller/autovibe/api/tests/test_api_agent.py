@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import jwt
 import pytest
-from autovibe import agents, budgets, ca, hubkey, identity, machines, operations, tokens
+from autovibe import agents, allocations, ca, hubkey, identity, machines, operations, tokens
 from autovibe.api.limits import RateLimit, TooManyRequests
 from autovibe.models import Checkpoint, MachineEvent, Operation
 from sqlalchemy import select
@@ -171,7 +171,7 @@ def test_who_was_told_to_end_hears_it(hub, machine):
 def test_without_money_it_stops(hub, machine):
     token = hub.token(machine)
     with hub.session() as session:
-        budget = budgets.get(session, machine.project_uuid)
+        budget = allocations.get(session, machine.project_uuid)
         budget.used_amount = budget.allocated_amount
     answer = hub.call("POST", "/agent/v1/heartbeat", {}, token=token).json
     assert (answer["directive"], answer["reason"], answer["budget_fraction"]) == ("stop", "budget", 1.0)

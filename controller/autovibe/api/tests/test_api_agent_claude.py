@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from autovibe import budgets
+from autovibe import allocations
 from autovibe.models import Machine, MachineEvent, Usage
 from sqlalchemy import func, select
 
@@ -62,7 +62,7 @@ def test_it_writes_a_program_and_its_test(paid_hub, claude_guest, until):
         events = session.scalars(select(MachineEvent).where(MachineEvent.machine_uuid == machine.uuid)).all()
         assert {event.kind for event in events} >= {"text", "tool", "system"}
         spent = session.scalar(select(func.sum(Usage.cost_cad)).where(Usage.machine_uuid == machine.uuid))
-        budget = budgets.get(session, machine.project_uuid)
+        budget = allocations.get(session, machine.project_uuid)
         assert spent == budget.used_amount > 0
         assert budget.reserved_amount == 0
         assert session.get_one(Machine, machine.uuid).api_calls > 0

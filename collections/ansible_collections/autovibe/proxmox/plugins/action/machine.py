@@ -123,12 +123,17 @@ class ActionModule(PveAction):
             check=check,
         )
         pushed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        warnings = []
         if change.facts["status"] == "running":
             pushed = self._push(client, options, change, files, check)
+        elif files:
+            where = f"VM {change.facts['vm_id'] or ''}".rstrip()
+            warnings = [f"{where} is {change.facts['status']}: its files are not put into it; say state: started."]
         before, after = dict(change.before), dict(change.after)
         if pushed:
             before["files"], after["files"] = [one[0] for one in pushed], [one[1] for one in pushed]
-        return {"changed": before != after, "diff": diff(before, after), "machine": change.facts}
+        result = {"changed": before != after, "diff": diff(before, after), "machine": change.facts}
+        return result | ({"warnings": warnings} if warnings else {})
 
     def _push(self, client: Client, options: dict[str, Any], change: Any, files: list[Any], check: bool) -> list[Any]:
         """Before and after of each file; a guest that is only going to run has none of them yet."""
@@ -181,12 +186,29 @@ def _source(machines: Machines, options: dict[str, Any]) -> Source | Image:
         if not storage:
             raise SettingsError("A VM that is made of an image needs storage, where its disk goes.")
         return Image(given["image"], storage)
-    vmid = given["vm_id"]
-    if vmid is None and given["snapshot"]:
-        vmid = machines.find(name=given["name"])
-        if vmid is None:
-            raise NotFound(f"There is no VM '{given['name']}' to clone the snapshot '{given['snapshot']}' of.")
-    elif vmid is None:
-        vmid = machines.template(given["name"])
+    vmid, node = given["vm_id"], None
+    if vmid is None:
+        vmid, node = _named_source(machines, options)
     # Disks that go to another storage are copied.
-    return Source(vmid, given["snapshot"], full=options["full"] or bool(storage), storage=storage)
+    return Source(vmid, given["snapshot"], options["full"] or bool(storage), storage, node)
+
+
+def _named_source(machines: Machines, options: dict[str, Any]) -> tuple[int, str | None]:
+    """The source of a name: on the node that is given or, where it has none, on another one, which is named then."""
+    given = options["source"]
+    try:
+        return _named(machines, given), None
+    except NotFound:
+        if options["node"] is None:
+            raise
+        anywhere = Machines(machines.client, None, options["timeout"])
+        return _named(anywhere, given), anywhere.node
+
+
+def _named(machines: Machines, given: dict[str, Any]) -> int:
+    if not given["snapshot"]:
+        return machines.template(given["name"])
+    vmid = machines.find(name=given["name"])
+    if vmid is None:
+        raise NotFound(f"There is no VM '{given['name']}' to clone the snapshot '{given['snapshot']}' of.")
+    return vmid

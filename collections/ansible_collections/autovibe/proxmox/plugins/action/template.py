@@ -9,6 +9,7 @@ from typing import Any
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.images import Image
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.seed import Seed
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.templates import Inputs, Step, Templates
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction, diff
 
@@ -36,12 +37,19 @@ class ActionModule(PveAction):
     SPEC = {
         "name": {"type": "str"},
         "vm_id": {"type": "int"},
+        "first_vm_id": {"type": "int"},
         "disk_source": {"type": "str"},
         "image_file": {"type": "path"},
         "image_url": {"type": "str"},
         "image_storage": {"type": "str", "default": "local"},
         "checksum": {"type": "str"},
         "customize": STEPS_SPEC,
+        "build": {"type": "dict", "default": {}},
+        "seed": {
+            "type": "dict",
+            "options": {"user_data": {"type": "str", "required": True}, "network_config": {"type": "str"}},
+        },
+        "disk_size": {"type": "str"},
         "keep": {"type": "int"},
         "from_vm_id": {"type": "int"},
         "storage": {"type": "str"},
@@ -56,9 +64,12 @@ class ActionModule(PveAction):
         "tags": {"type": "list", "elements": "str", "default": ["autovibe"]},
     }
     CONSTRAINTS = {
-        "mutually_exclusive": [SOURCES],
+        "mutually_exclusive": [SOURCES, ("vm_id", "first_vm_id")],
         "required_one_of": [SOURCES],
-        "required_by": {key: ("name", "storage") for key in SOURCES if key != "from_vm_id"},
+        "required_by": {
+            **{key: ("name", "storage") for key in SOURCES if key != "from_vm_id"},
+            "seed": ("customize",),
+        },
     }
 
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -68,19 +79,25 @@ class ActionModule(PveAction):
         else:
             if options["keep"] is not None and options["keep"] < 1:
                 raise SettingsError("keep: at least 1, the version that is wanted now.")
+            seed = options["seed"]
             inputs = Inputs(
                 image=self._image(options),
                 steps=tuple(self._step(step) for step in options["customize"] or []),
+                seed=Seed(**seed, storage=options["image_storage"]) if seed else None,
                 extra={key: str(value) for key, value in options["inputs"].items()},
                 **{
                     key: options[key]
-                    for key in ("name", "storage", "cloudinit_storage", "cores", "memory", "bridge", "options")
+                    for key in (
+                        *("name", "storage", "cloudinit_storage", "cores", "memory", "bridge", "options"),
+                        *("build", "disk_size"),
+                    )
                 },
             )
             change = templates.ensure(
                 inputs,
                 installation=options["installation"],
                 vmid=options["vm_id"],
+                first_vmid=options["first_vm_id"],
                 pool=options["pool"],
                 tags=options["tags"],
                 keep=options["keep"],

@@ -14,7 +14,8 @@ description:
   - Makes backups of a VM on any storage for backups (archives in a directory, NFS, a Proxmox Backup Server), restores
     one as a VM of its own, says whether one is good, removes them.
   - May be broken off anywhere and run again. A backup that is under way is waited for, and a restore is done once.
-  - Proxmox VE tells backups by VM id. Those of an earlier VM with the same id count for O(max_age) and O(keep), too.
+  - Proxmox VE tells backups by VM id. One of an earlier VM with the same id is told by the SMBIOS uuid and the identity
+    in it, and does not do for O(max_age); for O(keep) it counts.
 options:
   state:
     description:
@@ -42,8 +43,8 @@ options:
       O(state=absent).
     type: str
   max_age:
-    description: For O(state=present), how many seconds old a backup may be. Any backup does if not given; V(0) makes
-      one now.
+    description: For O(state=present), how many seconds old a backup may be. Any backup of this VM does if
+      not given; V(0) makes one now.
     type: int
   notes:
     description:

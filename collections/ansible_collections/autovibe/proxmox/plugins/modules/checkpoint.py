@@ -50,7 +50,7 @@ options:
     default: false
   freeze:
     description:
-      - Ask the guest agent first, and warn when it does not answer. Proxmox VE freezes the guest's filesystems by
+      - Warn when the guest's filesystems were not frozen, because its agent did not answer. Proxmox VE freezes them by
         itself whenever the agent answers and the RAM is not saved.
     type: bool
     default: true

@@ -37,7 +37,9 @@ options:
     description: Name of the VM, a DNS name. Where two VMs have it, say which by O(vm_id).
     type: str
   source:
-    description: What a missing VM is made from. Needed only then, and not compared later.
+    description:
+      - What a missing VM is made from. Needed only then, and not compared later.
+      - It may be on another node than O(node), where its disks are on storage that the nodes share.
     type: dict
     suboptions:
       vm_id:
@@ -185,7 +187,9 @@ options:
     type: int
     default: 0
   files:
-    description: Files to put into the running guest through its agent. Their content is never shown.
+    description:
+      - Files to put into the running guest through its agent. Their content is never shown.
+      - They are left out, with a warning, where the VM is not running after this.
     type: list
     elements: dict
     suboptions:
@@ -205,7 +209,8 @@ options:
         description: Owner in the guest, C(user) or C(user:group).
         type: str
   shutdown_timeout:
-    description: For O(state=stopped), seconds that the guest has to shut down before it is stopped. V(0) stops at once.
+    description: For O(state=stopped), seconds that the guest has to shut down before it is stopped, beside O(timeout).
+      V(0) stops at once.
     type: int
     default: 0
   force:

@@ -21,6 +21,9 @@ options:
   vm_id:
     description: VM id of a new version. The next free one if not given.
     type: int
+  first_vm_id:
+    description: VM id of a new version if it is free, as it is for the first one; else the next free one is taken.
+    type: int
   disk_source:
     description:
       - Volume that is imported as the disk, such as V(local:import/debian.qcow2).
@@ -79,6 +82,30 @@ options:
         description: Seconds after which the program is killed and the step has failed.
         type: int
         default: 600
+  build:
+    description:
+      - Configuration of the VM until it is sealed, by Proxmox VE's own names, such as a V(net0) on a bridge from which
+        packages can be fetched. No part of the version.
+    type: dict
+    default: {}
+  seed:
+    description:
+      - What cloud-init is told at the first boot, on a CD in place of Proxmox VE's cloud-init drive until the template
+        is sealed. A cloud image comes without the guest agent; here it can be installed. No part of the version.
+      - The CD is uploaded to O(image_storage), which needs the content type C(iso), and deleted again.
+      - Needs the privileges C(VM.Config.CDROM) and C(Datastore.AllocateTemplate), and Python's pycdlib.
+    type: dict
+    suboptions:
+      user_data:
+        description: The file C(user-data) of cloud-init's NoCloud.
+        type: str
+        required: true
+      network_config:
+        description: The file C(network-config); DHCP on the first NIC if not given.
+        type: str
+  disk_size:
+    description: Size of the boot disk, such as V(20G). It cannot be smaller than the image.
+    type: str
   keep:
     description:
       - How many versions of the template are kept, the present one among them; all if not given.

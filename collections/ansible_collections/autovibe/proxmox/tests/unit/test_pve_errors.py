@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import errors
-from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Endpoint, wire
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.client import Endpoint, is_not_verified, wire
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import ApiError, TaskFailed
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.tasks import Upid
 
@@ -53,6 +53,20 @@ def test_booleans_travel_as_0_and_1():
 @pytest.mark.parametrize("token_id", ["autovibe", "autovibe@pve!autovibe"])
 def test_a_token_may_be_named_in_full(token_id):
     assert Endpoint("h", "autovibe@pve", token_id=token_id).token() == ("autovibe@pve", "autovibe")
+
+
+@pytest.mark.parametrize(
+    ("reason", "never"),
+    [
+        ("SSLEOFError(8, 'EOF occurred in violation of protocol')", False),
+        ("SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed')", True),
+        ("CertificateError(\"hostname 'a' doesn't match 'b'\")", True),
+        ("SSLError(1, '[SSL: WRONG_VERSION_NUMBER] wrong version number')", True),
+    ],
+)
+def test_a_name_in_the_url_does_not_make_a_broken_connection_an_unverified_one(reason, never):
+    where = "HTTPSConnectionPool(host='h', port=8006): Max retries exceeded with url: /api2/json/x/doesn't match"
+    assert is_not_verified(OSError(f"{where} (Caused by {reason})")) is never
 
 
 def test_an_endpoint_does_not_show_its_secrets():

@@ -8,10 +8,13 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 from .config import Identity
-from .errors import NotFound, NotPossible, TaskFailed
+from .devices import properties
+from .errors import ApiError, NotFound, NotPossible, TaskFailed
 from .machines import Change, Machines, persist
+from .node import Seen
 from .retention import Keep, removed, sorted_out
 from .snapshots import Snapshot, Tree
 
@@ -48,6 +51,8 @@ class Backups:
         self.machines.check_identity(seen, wanted.identity)
         listed = self.of(vmid, wanted.storage)
         newest = self._young(listed, wanted)
+        if newest and not self._is_of(seen, newest["volid"]):
+            newest = None
         if newest is None:
             return self._made(vmid, wanted, listed, check)
         return self._kept_up(vmid, wanted, listed, newest, check)
@@ -106,6 +111,15 @@ class Backups:
         newest = listed[-1]
         old = wanted.max_age is not None and time.time() - int(newest["ctime"]) > wanted.max_age
         return None if old else newest
+
+    def _is_of(self, seen: Seen, volume: str) -> bool:
+        """Whether a backup is of this VM and not of an earlier one with its id; one that cannot be read counts."""
+        path = f"/nodes/{self.machines.node}/vzdump/extractconfig"
+        try:
+            kept = parse_config(str(self.client.get(path, volume=volume) or ""))
+        except ApiError:
+            return True
+        return is_same(seen.config, kept)
 
     def _made(self, vmid: int, wanted: Backup, listed: list[dict[str, Any]], check: bool) -> Change:
         # The newest of all, also by a node's clock that is ahead of ours.
@@ -190,6 +204,40 @@ class Backups:
 
     def _path(self, volume: str) -> str:
         return f"/nodes/{self.machines.node}/storage/{volume.partition(':')[0]}/content/{volume}"
+
+
+def parse_config(text: str) -> dict[str, str]:
+    """A VM's present configuration out of the file that a backup keeps; its comment is the description."""
+    config: dict[str, str] = {}
+    comment = []
+    for line in text.partition("\n[")[0].splitlines():
+        key, colon, value = line.partition(": ")
+        if line.startswith("#") and not line.startswith("#qmdump#"):
+            comment.append(unquote(line[1:]))
+        elif colon and not line.startswith("#"):
+            config[key] = value
+    return config | ({"description": "\n".join(comment)} if comment else {})
+
+
+def is_same(now: dict[str, Any], kept: dict[str, Any]) -> bool:
+    """Whether two configurations are of one VM: by its SMBIOS uuid, which each VM is given, and its identity.
+
+    (A clone inherits its source's time of creation.) What only one of them has tells nothing.
+    """
+    for tell in (_uuid, _machine):
+        ours, theirs = tell(now), tell(kept)
+        if ours and theirs and ours != theirs:
+            return False
+    return True
+
+
+def _uuid(config: dict[str, Any]) -> str | None:
+    return (properties(str(config.get("smbios1") or "")).get("uuid") or "").lower() or None
+
+
+def _machine(config: dict[str, Any]) -> str | None:
+    identity = Identity.parse(str(config.get("description") or ""))
+    return identity.get("machine") if identity else None
 
 
 def goners(listed: list[dict[str, Any]], keep: Keep | None) -> list[str]:

@@ -11,15 +11,14 @@ from typing import Any
 
 from .config import SNAPSHOT_NAME, Identity, split_tags
 from .disks import bases, refuse
-from .errors import FreezeHung, NotFound, NotPossible, TaskFailed, TaskTimeout
+from .errors import NotFound, NotPossible, Overtaken, TaskFailed
 from .fleet import machines as fleet_of
 from .fleet import with_config
-from .guest import Guest
 from .machines import Change, Machines, persist
 from .node import Seen
 from .retention import Keep, removed, sorted_out
 from .snapshots import Snapshot, Tree
-from .tasks import Tasks
+from .taking import taken
 
 
 @dataclass
@@ -48,8 +47,7 @@ class Checkpoints:
 
     def present(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
         validate(wanted.name)
-        seen = self.seen(vmid, wanted.identity)
-        tree = Tree([]) if seen.template else self.tree(vmid)
+        seen, tree = self.glance(vmid, wanted.identity, wanted.name)
         carrier = wanted.carrier
         if carrier == "auto":
             carrier = "snapshot" if len(tree) and not seen.template else "template"
@@ -57,14 +55,16 @@ class Checkpoints:
             return self._described_snapshot(vmid, tree, wanted, check)
         if seen.template and carrier == "template":
             return self._described_template(seen, wanted, check)
-        self._refuse(seen, carrier, wanted, tree)
+        self._refuse(seen, carrier, wanted, tree, check)
         facts = {**self.facts(vmid, wanted.name, carrier), "exists": False}
         if carrier == "snapshot":
             facts |= {"parent": tree.at, "children": [], "current": True, "ram": wanted.ram and seen.running}
             facts["description"] = (wanted.description or "").rstrip()
-        if not check:
-            make = self._make_template if carrier == "template" else self._make_snapshot
-            facts = persist(lambda: make(vmid, wanted))
+        if not check and carrier == "template":
+            facts = persist(lambda: self._make_template(vmid, wanted))
+        elif not check:
+            first = iter([(seen, tree)])
+            facts = persist(lambda: taken(self, vmid, wanted, next(first, None)))
         return Change({}, _shown(facts), facts)
 
     def absent(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
@@ -81,7 +81,8 @@ class Checkpoints:
         self.machines.check_identity(seen, wanted.identity)
         gone |= {"parent": tree[wanted.name].parent, "children": tree.children(wanted.name)}
         if not check:
-            persist(lambda: self._remove(vmid, wanted.name))
+            first = iter([tree])
+            persist(lambda: self._remove(vmid, wanted.name, next(first, None)))
         before = _shown({**self.snapshot_facts(vmid, tree, wanted.name), "exists": True})
         reparented = dict.fromkeys(gone["children"], gone["parent"])
         if not reparented:
@@ -110,7 +111,8 @@ class Checkpoints:
             newer = ", ".join(tree.newer(wanted.name))
             self.refuse("rollback_past", f"VM {vmid} back to '{wanted.name}' past {newer}", seen if newer else None)
         if not check:
-            persist(lambda: self._roll_back(vmid, wanted, starts))
+            first = iter([(seen, done)])
+            persist(lambda: self._roll_back(vmid, wanted, starts, next(first, None)))
         facts |= {"status": status, "current": True}
         return Change(before, {"at": wanted.name, "status": status}, facts)
 
@@ -126,7 +128,8 @@ class Checkpoints:
                 reasons[name] = "promoted"
         goes = removed(reasons)
         for name in () if check else goes:
-            persist(lambda name=name: self._remove(vmid, name))
+            first = iter([tree])
+            persist(lambda name=name, first=first: self._remove(vmid, name, next(first, None)))
         kept = [{"name": name, "reason": reason} for name, reason in reasons.items() if reason is not None]
         facts = {"vm_id": vmid, "node": self.machines.node, "kept": kept, "removed": goes}
         return Change({"snapshots": list(reasons)}, {"snapshots": [one["name"] for one in kept]}, facts)
@@ -146,7 +149,7 @@ class Checkpoints:
         if seen is None:
             raise NotFound(f"VM {vmid} does not exist.")
         if not seen.template:
-            self.machines.task(self.client.post(self.machines.path(vmid, "template")))
+            self.machines.task(lambda: self.client.post(self.machines.path(vmid, "template")))
 
     def promoted_to(
         self, vmid: int, name: str, identity: Identity | None, listed: list[dict[str, Any]] | None = None
@@ -178,6 +181,22 @@ class Checkpoints:
             raise NotFound(f"VM {vmid} does not exist on node {self.machines.node}.")
         self.machines.check_identity(seen, identity)
         return seen
+
+    def glance(self, vmid: int, identity: Identity | None, name: str) -> tuple[Seen, Tree]:
+        """The VM and its snapshots by two reads, when nothing seems to be under way for it; else as `seen` has it.
+
+        A task that has begun and not locked the VM yet is not seen: who writes after this is ready to be overtaken.
+        """
+        self.machines.node_of(vmid)
+        config = self.machines.config(vmid)
+        if config is not None and config.get("lock") in (None, "suspended"):
+            tree = Tree([]) if int(config.get("template") or 0) else self.tree(vmid)
+            seen = Seen(vmid, config, "running" if tree.running else "stopped")
+            if name not in tree or tree[name].whole:
+                self.machines.check_identity(seen, identity)
+                return seen, tree
+        seen = self.seen(vmid, identity)
+        return seen, Tree([]) if seen.template else self.tree(vmid)
 
     def existing(self, vmid: int, tree: Tree, name: str) -> Snapshot:
         if name not in tree:
@@ -248,65 +267,17 @@ class Checkpoints:
             persist(lambda: self._remove_template(seen.vmid, wanted))
         return Change(_shown(facts), {}, {**facts, "exists": False})
 
-    def _refuse(self, seen: Seen, carrier: str, wanted: Checkpoint, tree: Tree) -> None:
+    def _refuse(self, seen: Seen, carrier: str, wanted: Checkpoint, tree: Tree, check: bool) -> None:
         if seen.template:
             raise NotPossible(f"VM {seen.vmid} is a template; a template has no snapshots, it is a checkpoint itself.")
         if carrier == "template" and seen.running:
             raise NotPossible(f"VM {seen.vmid} is running; only a stopped VM can become a template.")
         if carrier == "template" and len(tree):
             raise NotPossible(f"VM {seen.vmid} has snapshots; it cannot become a template. Promote a snapshot instead.")
-        if carrier == "snapshot":
+        if carrier == "snapshot" and check:  # else it is asked when Proxmox VE has refused the snapshot
             self.refuse("snapshot", f"A snapshot of VM {seen.vmid}", seen)
         if wanted.ram and not seen.running:
             wanted.warnings.append(f"VM {seen.vmid} is stopped: there is no RAM to save.")
-
-    def _make_snapshot(self, vmid: int, wanted: Checkpoint) -> dict[str, Any]:
-        seen = self.seen(vmid, wanted.identity)
-        frozen = False
-        if wanted.name not in self.tree(vmid):
-            frozen = self._will_freeze(seen, wanted)
-            values = {
-                "snapname": wanted.name,
-                "description": wanted.description,
-                "vmstate": wanted.ram and seen.running or None,
-            }
-            upid = self.client.post(self.machines.path(vmid, "snapshot"), **values)
-            if seen.running and not wanted.ram:
-                self._bounded(upid, vmid, wanted)
-            self.machines.task(upid)
-        tree = self.tree(vmid)
-        if wanted.name not in tree:
-            raise NotFound(f"The snapshot '{wanted.name}' of VM {vmid} was made and is not there.")
-        return {**self.snapshot_facts(vmid, tree, wanted.name), "frozen": frozen}
-
-    def _will_freeze(self, seen: Seen, wanted: Checkpoint) -> bool:
-        """Proxmox VE freezes by itself: always without RAM when the agent answers, never with it."""
-        if not wanted.freeze or wanted.ram or not seen.running:
-            return False
-        if Guest(self.client, self.machines.node, seen.vmid).ping():
-            return True
-        wanted.warnings.append(
-            f"The guest agent of VM {seen.vmid} does not answer: its filesystems are not frozen for the snapshot."
-        )
-        return False
-
-    def _bounded(self, upid: str, vmid: int, wanted: Checkpoint) -> None:
-        """Calls a snapshot off whose guest does not freeze: Proxmox VE itself would wait for an hour."""
-        tasks = self.machines.tasks
-        try:
-            Tasks(self.client, tasks.node, min(wanted.freeze_timeout, tasks.timeout)).wait(upid)
-        except TaskTimeout as late:
-            if any(line.startswith("snapshotting ") for line in late.log):
-                return  # frozen, or not frozen; it is at the disks
-            self.client.delete(f"/nodes/{tasks.node}/tasks/{upid}")
-            try:
-                tasks.wait(upid)
-            except TaskFailed as stopped:
-                raise FreezeHung(
-                    f"VM {vmid} did not freeze its filesystems within {wanted.freeze_timeout:g} s, the snapshot "
-                    f"'{wanted.name}' was called off; look at its guest agent, or save the RAM instead (ram: true).",
-                    log=stopped.log,
-                ) from late
 
     def _make_template(self, vmid: int, wanted: Checkpoint) -> dict[str, Any]:
         seen = self.seen(vmid, wanted.identity)
@@ -317,7 +288,7 @@ class Checkpoints:
             self.machines.set_config(vmid, {"description": text})
             seen.config["description"] = text
         if not seen.template:
-            self.machines.task(self.client.post(self.machines.path(vmid, "template")))
+            self.machines.task(lambda: self.client.post(self.machines.path(vmid, "template")))
         return self._template_facts(seen, wanted)
 
     def _is_restored(self, seen: Seen, wanted: Checkpoint, tree: Tree) -> bool:
@@ -337,14 +308,18 @@ class Checkpoints:
             and (tree[wanted.name].ram or not seen.running)
         )
 
-    def _roll_back(self, vmid: int, wanted: Checkpoint, starts: bool) -> None:
-        seen = self.seen(vmid, wanted.identity)
-        if not self._is_restored(seen, wanted, self.tree(vmid)):
+    def _roll_back(self, vmid: int, wanted: Checkpoint, starts: bool, first: tuple[Seen, bool] | None) -> None:
+        if first is None:
+            seen = self.seen(vmid, wanted.identity)
+            first = (seen, self._is_restored(seen, wanted, self.tree(vmid)))
+        seen, done = first
+        if not done:
             self._note_restoring(seen, wanted)
-            self.machines.task(self.client.post(self.machines.path(vmid, "snapshot", wanted.name, "rollback")))
-            seen = self.seen(vmid, None)
+            path = self.machines.path(vmid, "snapshot", wanted.name, "rollback")
+            self.machines.task(lambda: self.client.post(path))
+            seen = (self.machines.settled(vmid) if starts else None) or seen
         if starts and not seen.running:
-            self.machines.task(self.client.post(self.machines.path(vmid, "status", "start")))
+            self.machines.task(lambda: self.client.post(self.machines.path(vmid, "status", "start")))
 
     def _note_restoring(self, seen: Seen, wanted: Checkpoint) -> None:
         """Writes which operation rolls back, and what happened before: a rollback leaves the description as it is."""
@@ -357,21 +332,27 @@ class Checkpoints:
         _first, newline, rest = str(seen.config["description"]).partition("\n")
         self.machines.set_config(seen.vmid, {"description": line + newline + rest})
 
-    def _remove(self, vmid: int, name: str) -> None:
-        self.machines.tasks.settle(vmid=vmid)
-        if name not in self.tree(vmid):
+    def _remove(self, vmid: int, name: str, tree: Tree | None) -> None:
+        first = tree is not None
+        if tree is None:
+            self.seen(vmid, None)
+            tree = self.tree(vmid)
+        if name not in tree:
             return
         try:
-            self.machines.task(self.client.delete(self.machines.path(vmid, "snapshot", name)))
-        except TaskFailed:
-            if name in self.tree(vmid):
-                raise
+            self.machines.task(lambda: self.client.delete(self.machines.path(vmid, "snapshot", name)))
+        except TaskFailed as failed:
+            if name not in self.tree(vmid):
+                return
+            if first and failed.was_locked:
+                raise Overtaken(f"VM {vmid}: {failed.exitstatus}.") from failed
+            raise
 
     def _remove_template(self, vmid: int, wanted: Checkpoint) -> None:
         seen = self.machines.settled(vmid)
         if seen is not None:
             self.machines.check_identity(seen, wanted.identity)
-            self.machines.task(self.client.delete(self.machines.path(vmid), purge=True))
+            self.machines.task(lambda: self.client.delete(self.machines.path(vmid), purge=True))
 
     def _template_facts(self, seen: Seen, wanted: Checkpoint) -> dict[str, Any]:
         found = re.search(_mark(wanted.name).pattern + r" at=(\S+)", _text(seen))

@@ -36,7 +36,7 @@ FIRST_CONNECT_SECONDS = 1.0
 NOT_VERIFIED = (
     "CERTIFICATE_VERIFY_FAILED",
     "WRONG_VERSION_NUMBER",
-    "match",
+    "doesn't match",
     "UNSUPPORTED_PROTOCOL",
     "HANDSHAKE_FAILURE",
 )
@@ -122,14 +122,13 @@ class Client:
         return self._call("DELETE", path, params=params)
 
     def clock_ahead(self) -> float:
-        """Seconds that the server's clock is ahead of ours, by the last answer's date; within its precision, none."""
+        """Seconds that the server's clock is ahead of ours at most: the last answer's date has whole seconds."""
         if self._date is None or not self._date[0]:
             return 0.0
         try:
-            ahead = parsedate_to_datetime(self._date[0]).timestamp() - self._date[1]
+            return parsedate_to_datetime(self._date[0]).timestamp() + 1 - self._date[1]
         except ValueError:
             return 0.0
-        return ahead if abs(ahead) > 1.5 else 0.0
 
     def close(self) -> None:
         if self._session is not None:
@@ -157,7 +156,7 @@ class Client:
             self.calls += 1
             return self._session.request(method, self._base + path, timeout=timeout, **values)
         except requests.exceptions.SSLError as error:
-            if not any(word in str(error) for word in NOT_VERIFIED):
+            if not is_not_verified(error):
                 raise NoAnswer(f"{method} {path}: the connection broke off ({error}).") from error
             raise TlsNotVerified(self._tls_advice(error)) from error
         except requests.exceptions.ConnectTimeout as error:
@@ -230,6 +229,13 @@ class Client:
         reason = str(body.get("message") or response.reason or "").strip()
         kind = Forbidden if response.status_code == 403 else ApiError
         raise kind(method, path, response.status_code, reason, body.get("errors"))
+
+
+def is_not_verified(error: Exception) -> bool:
+    """Whether TLS failed because of who answers, by its reason: the message also has the URL, with names in it."""
+    text = str(error)
+    reason = text.partition("(Caused by ")[2] or text
+    return any(word in reason for word in NOT_VERIFIED)
 
 
 def wire(values: dict[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,10 @@ def desired(wanted: Wanted, current: dict[str, Any], created: bool = False) -> d
 
     A VM that was just `created` may have inherited another's password: there it is always set.
     """
-    password = wanted.cipassword if created or wanted.new_password or not current.get(PASSWORD) else None
+    given = wanted.cipassword if wanted.cipassword is not None else wanted.options.get(PASSWORD)
+    password = given if created or wanted.new_password or not current.get(PASSWORD) else None
+    if given == "":  # in the options: none
+        password = "" if current.get(PASSWORD) else None
     values: dict[str, Any] = {
         "name": wanted.name,
         "description": wanted.description(current.get("description")),
@@ -147,7 +150,11 @@ def desired(wanted: Wanted, current: dict[str, Any], created: bool = False) -> d
         "smbios1": None if wanted.smbios is None else merge_smbios(current.get("smbios1"), wanted.smbios),
         "protection": None if wanted.protection is None else int(wanted.protection),
         "onboot": None if wanted.onboot is None else int(wanted.onboot),
-        **{key: int(value) if isinstance(value, bool) else value for key, value in wanted.options.items()},
+        **{
+            key: int(value) if isinstance(value, bool) else value
+            for key, value in wanted.options.items()
+            if key != PASSWORD
+        },
     }
     return {key: value for key, value in values.items() if value is not None}
 

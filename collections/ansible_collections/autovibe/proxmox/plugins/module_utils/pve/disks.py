@@ -34,11 +34,12 @@ class Disk:
         return int(found.group(1)) if found else None
 
 
-def disks(config: dict[str, Any]) -> Iterator[Disk]:
-    """Without CD-ROMs and the cloud-init drive."""
+def disks(config: dict[str, Any], cloudinit: bool = False) -> Iterator[Disk]:
+    """Without CD-ROMs, and the cloud-init drive only when it is asked for."""
     for key, value in config.items():
         volume, *options = str(value).split(",")
-        if _DISK.fullmatch(key) and ":" in volume and "media=cdrom" not in options:
+        is_disk = "media=cdrom" not in options or (cloudinit and "cloudinit" in volume)
+        if _DISK.fullmatch(key) and ":" in volume and is_disk:
             yield Disk(key, volume)
 
 

@@ -105,6 +105,17 @@ class TaskFailed(PveError):
     def retryable(self) -> bool:
         return is_transient(self.exitstatus)
 
+    @property
+    def was_locked(self) -> bool:
+        """Another task had the VM; nothing was executed."""
+        return "is locked" in self.exitstatus
+
+
+class Overtaken(PveError):
+    """Somebody else was at the VM at the same moment."""
+
+    retryable = True
+
 
 class TaskTimeout(PveError):
     """A Proxmox VE task is still running; the wait for it has ended."""

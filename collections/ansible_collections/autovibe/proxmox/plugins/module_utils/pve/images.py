@@ -55,7 +55,10 @@ class Image:
         if self.volume:
             return self.volume
         volume = self.place(fingerprint or "")
-        persist(lambda: self._bring(machines, volume))
+        # Two templates of one image, at once: one process brings it.
+        name = hashlib.sha256(volume.encode()).hexdigest()[:16]
+        with machines.tasks.shared(machines.node).alone(f"image-{name}", machines.tasks.timeout):
+            persist(lambda: self._bring(machines, volume))
         return volume
 
     def place(self, fingerprint: str) -> str:
@@ -76,7 +79,7 @@ class Image:
         where = f"/nodes/{machines.node}/storage/{self.storage}"
         values: dict[str, Any] = {"content": "import"}
         if self.file:
-            with _Upload(self.file, name) as content:
+            with Upload(self.file, name) as content:
                 upid = machines.client.post(f"{where}/upload", filename=content, **values)
         else:
             algorithm, _colon, digest = self._parts()
@@ -105,7 +108,7 @@ class Image:
         return fingerprint
 
 
-class _Upload(io.FileIO):
+class Upload(io.FileIO):
     """A file that is uploaded under another name than its own."""
 
     def __init__(self, path: str, name: str):

@@ -24,7 +24,7 @@ from .config import (
     view,
 )
 from .devices import boot_disk, disk_size, parse_net, properties, size_in_bytes, size_text
-from .disks import refuse
+from .disks import disks, refuse
 from .errors import ApiError, HalfMadeClone, IdentityError, NotFound, NotPossible, PveError
 from .node import FromWhere, Image, Node, Seen, Source
 from .steps import Raced, Removal, Run
@@ -95,7 +95,7 @@ class Machines(Node):
         if first is None:
             if source is None:
                 raise NotFound(f"There is no VM '{vmid or wanted.name}'; give a source to make it from.")
-            return self._made(vmid, wanted, source, target, check, lookup)
+            return self._made(vmid, wanted, source, state, check, lookup)
         if first.template and target != "stopped":
             raise NotPossible(f"VM {vmid} is a template; a template cannot be started, clone it.")
         base = {**first.config, "pool": self.pool_of(first.vmid, wanted.pool)}
@@ -156,7 +156,8 @@ class Machines(Node):
     def stop(self, vmid: int, shutdown_timeout: int | None) -> None:
         """A bounded shutdown and then a stop (one task does both), or a stop at once."""
         if shutdown_timeout:
-            self.task(self.client.post(self.path(vmid, "status", "shutdown"), timeout=shutdown_timeout, forceStop=True))
+            path = self.path(vmid, "status", "shutdown")
+            self.tasks.wait(self.client.post(path, timeout=shutdown_timeout, forceStop=True), grace=shutdown_timeout)
         else:
             self.task(self.client.post(self.path(vmid, "status", "stop")))
 
@@ -167,27 +168,38 @@ class Machines(Node):
     def begin_clone(self, source: Source, newid: int, **values: Any) -> str:
         # A linked clone is what a template gives when `full` is not said; a storage is refused for linked ones.
         full = True if source.full or source.snapshot else None
-        return self.client.post(
-            self.path(source.vmid, "clone"),
-            newid=newid,
-            full=full,
-            snapname=source.snapshot,
-            storage=source.storage if full else None,
-            **values,
+        try:
+            return self.client.post(
+                self.at(source.node).path(source.vmid, "clone"),
+                newid=newid,
+                full=full,
+                snapname=source.snapshot,
+                storage=source.storage if full else None,
+                target=self.node if source.node else None,
+                **values,
+            )
+        except ApiError as error:
+            if "uses local storage" in error.reason or "to non-shared storage" in error.reason:
+                raise NotPossible(self._not_shared(source)) from error
+            raise
+
+    def _not_shared(self, source: Source) -> str:
+        return (
+            f"VM {source.vmid} is on node {source.node}; a clone of it goes to node {self.node} only where its disks "
+            f"and the storage of the clone are shared by the nodes. Make the template on node {self.node}, too."
         )
 
     def move_to_pool(self, vmid: int, pool: str) -> None:
         self.client.put("/pools", poolid=pool, vms=str(vmid), **{"allow-move": True})
 
     def _made(
-        self, vmid: int | None, wanted: Wanted, source: FromWhere, target: str, check: bool, lookup: bool
+        self, vmid: int | None, wanted: Wanted, source: FromWhere, state: str, check: bool, lookup: bool
     ) -> Change:
         """A VM that is not there yet."""
-        origin = source()
-        if isinstance(origin, Source) and self.locate(origin.vmid) is None:
+        origin, target = source(), POWER.get(state, "stopped")
+        if isinstance(origin, Source) and origin.node is None and self.locate(origin.vmid) is None:
             raise NotFound(f"The source, VM {origin.vmid}, does not exist.")
         if lookup and vmid is None and self._settle_earlier(origin):  # it may have been this one
-            state = {power: state for state, power in POWER.items()}[target]
             return self.ensure(None, wanted, source=lambda: origin, state=state, check=check)
         keys = [*desired(wanted, {}, created=True), *_of_other_calls(wanted)]
         if check or wanted.disk_size or getattr(origin, "snapshot", None):
@@ -202,7 +214,7 @@ class Machines(Node):
 
     def _settle_earlier(self, origin: Source | Image) -> bool:
         if isinstance(origin, Source):
-            return self.tasks.settle_earlier(vmid=origin.vmid, kind="qmclone")
+            return self.at(origin.node).tasks.settle_earlier(vmid=origin.vmid, kind="qmclone")
         self.tasks.node = self.node
         return self.tasks.settle_earlier(kind="qmcreate")
 
@@ -268,26 +280,30 @@ class Machines(Node):
         """The configuration that a new VM has before it is changed; refuses what cannot be cloned."""
         if isinstance(origin, Image):
             return dict(origin.config())
-        found = self._source_config(origin)
-        base = inherited(found)
+        base = inherited(self._source_config(origin))
         if wanted.description() is not None:
             base.pop("description", None)
         return base
 
     def _source_config(self, source: Source) -> dict[str, Any]:
+        there = self.at(source.node)
         try:
-            config = self.config(source.vmid, source.snapshot)
+            config = there.config(source.vmid, source.snapshot)
         except ApiError as error:
             if source.snapshot and f"snapshot '{source.snapshot}' does not exist" in error.reason:
-                listed = self.client.get(self.path(source.vmid, "snapshot"))
+                listed = self.client.get(there.path(source.vmid, "snapshot"))
                 names = ", ".join(sorted(one["name"] for one in listed if one["name"] != "current")) or "none at all"
                 raise NotFound(f"VM {source.vmid} has no snapshot '{source.snapshot}'; there are: {names}.") from error
             raise
+        if config is None and source.node is None and (other := self.elsewhere(source)):
+            return self._source_config(other)
         if config is None:
             raise NotFound(f"The source, VM {source.vmid}, does not exist on node {self.node}.")
         if source.snapshot:
             doing = f"Snapshot '{source.snapshot}' of VM {source.vmid} cannot be cloned"
-            refuse("clone_snapshot", doing, config, self.storage_types())
+            refuse("clone_snapshot", doing, config, there.storage_types())
+        if source.node and {one.storage for one in disks(config, cloudinit=True)} & there.local_storages():
+            raise NotPossible(self._not_shared(source))
         return config
 
     def grown(self, wanted: Wanted, config: dict[str, Any]) -> dict[str, Any]:

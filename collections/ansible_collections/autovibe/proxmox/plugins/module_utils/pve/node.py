@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from .client import Client, waits
 from .config import Identity, split_tags
@@ -51,12 +51,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class Source:
-    """What a VM is cloned from: a template (linked unless `full`) or a snapshot of a VM (always full)."""
+    """What a VM is cloned from: a template (linked unless `full`) or a snapshot of a VM (always full).
+
+    `node` is where it is known to be, when that is another node than the new VM's.
+    """
 
     vmid: int
     snapshot: str | None = None
     full: bool = False
     storage: str | None = None
+    node: str | None = None
 
 
 #: What a VM made of an image gets when it is not said: what cloud images expect.
@@ -105,6 +109,16 @@ class Node:
             self._use(names[0])
         return self._node or ""
 
+    def at(self, node: str | None) -> Self:
+        """The same on another node of the cluster; None is this one."""
+        return self if node in (None, self._node) else type(self)(self.client, node, self.tasks.timeout)
+
+    def elsewhere(self, source: Source) -> Source | None:
+        """The source with its node, when it is on another one than this; one call."""
+        listed = self.client.get("/cluster/resources", type="vm")
+        nodes = [entry["node"] for entry in listed if int(entry.get("vmid") or 0) == source.vmid]
+        return replace(source, node=nodes[0]) if nodes and nodes[0] != self.node else None
+
     def nodes(self) -> list[str]:
         """The names of the cluster's nodes that are online, or the one that is given."""
         if self._node is not None:
@@ -144,6 +158,11 @@ class Node:
     def storage_types(self) -> dict[str, str]:
         """The type of each storage that this user may see: `{"local": "dir"}`."""
         return {entry["storage"]: entry["type"] for entry in self.client.get(f"/nodes/{self.node}/storage")}
+
+    def local_storages(self) -> set[str]:
+        """Those of this node that no other node sees (and that this user may see)."""
+        listed = self.client.get(f"/nodes/{self.node}/storage")
+        return {entry["storage"] for entry in listed if not int(entry.get("shared") or 0)}
 
     def config(self, vmid: int, snapshot: str | None = None) -> dict[str, Any] | None:
         """The VM's configuration (or a snapshot's), None when there is no such VM."""

@@ -10,6 +10,7 @@ import re
 #: method, end of the path, privileges in 8, privileges in 9.
 NEEDS = (
     ("POST", r"/clone", "VM.Clone on the source and VM.Allocate on the pool (give a pool)", None),
+    ("POST", r"/download-url", "Datastore.AllocateTemplate on the storage and Sys.AccessNetwork on the node", None),
     ("POST", r"/qemu", "VM.Allocate on /vms/ID, or on the pool (give a pool)", None),
     ("*", r"/agent/(exec|exec-status)", "VM.Monitor", "VM.GuestAgent.Unrestricted"),
     ("*", r"/agent/file-read", "VM.Monitor", "VM.GuestAgent.FileRead"),

@@ -94,7 +94,8 @@ class Readiness:
             result = json.loads(content or b"")
         except ValueError:
             return False  # not there, or being written
-        errors = result.get("v1", {}).get("errors") or []
+        found = result.get("v1") if isinstance(result, dict) else None
+        errors = (found.get("errors") if isinstance(found, dict) else None) or []
         if errors:
             raise NotReady(f"cloud-init in VM {self.guest.vmid} has ended with errors: {'; '.join(map(str, errors))}")
         return True
@@ -117,7 +118,10 @@ def addresses(interfaces: list[dict[str, Any]]) -> list[str]:
     found = []
     for interface in interfaces:
         for entry in interface.get("ip-addresses") or []:
-            address = ipaddress.ip_address(entry["ip-address"].partition("%")[0])
+            try:
+                address = ipaddress.ip_address(str(entry.get("ip-address")).partition("%")[0])
+            except ValueError:
+                continue  # the guest says what it likes
             if not (address.is_loopback or address.is_link_local):
                 found.append(str(address))
     return found

@@ -85,10 +85,11 @@ class Shared:
     @contextlib.contextmanager
     def alone(self, what: str, patience: float = 5.0) -> Iterator[None]:
         """Only one process at a time does `what`; after `patience` seconds more than one may."""
-        deadline = time.monotonic() + patience
+        deadline, pause = time.monotonic() + patience, 0.005
         file = self._locked(what)
         while file is None and self._folder is not None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(pause)
+            pause = min(pause * 1.1, 0.2)
             file = self._locked(what)
         try:
             yield

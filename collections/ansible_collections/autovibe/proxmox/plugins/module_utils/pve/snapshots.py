@@ -26,10 +26,11 @@ class Snapshot:
 
 
 class Tree:
-    """All snapshots of one VM, and the one that its present state goes on from (`at`)."""
+    """All snapshots of one VM, the one that its present state goes on from (`at`), and whether it is `running`."""
 
-    def __init__(self, snapshots: list[Snapshot], at: str | None = None):
+    def __init__(self, snapshots: list[Snapshot], at: str | None = None, running: bool = False):
         self.by_name = {snapshot.name: snapshot for snapshot in snapshots}
+        self.running = running
         self.at = at if at in self.by_name else None
 
     @classmethod
@@ -48,7 +49,7 @@ class Tree:
             for entry in listed
             if entry["name"] != "current"
         ]
-        return cls(snapshots, now.get("parent"))
+        return cls(snapshots, now.get("parent"), bool(now.get("running")))
 
     def __contains__(self, name: str) -> bool:
         return name in self.by_name

@@ -40,6 +40,8 @@ class Run:
     created: bool = False
     given: bool = field(init=False)
     sent: set[str] = field(default_factory=set)
+    #: The source, once it turned out to be on another node.
+    other: Source | None = None
 
     def __post_init__(self) -> None:
         self.given = self.vmid is not None
@@ -71,6 +73,8 @@ class Run:
         if self.passes == 1:
             return self.first
         machines = self.machines
+        if self.other:  # until it is made, it is on the source's node, where only the clone's task shows it
+            machines.at(self.other.node).tasks.settle(vmid=self.other.vmid)
         try:
             seen = machines.usable(self.vmid, self.wanted, self.source)
             if seen is not None and machines.tasks.settle(vmid=self.vmid):
@@ -94,8 +98,10 @@ class Run:
         machines = self.machines
         if self.source is None:
             raise NotFound(f"VM {self.vmid} is gone from node {machines.node}.")
-        origin = self.source()
-        shared = machines.tasks.shared(machines.node)
+        origin = self.other or self.source()
+        if isinstance(origin, Source) and origin.node:
+            self.other = origin
+        shared = machines.tasks.shared(self.other.node if self.other else machines.node)
         with shared.turn():
             if self.given:
                 upid = self._begin(origin, self.vmid or 0)
@@ -111,9 +117,18 @@ class Run:
             raise NotFound(f"VM {self.vmid} was made and is gone again.")
         return Seen(self.vmid or 0, config, "stopped")
 
-    def _is_missing(self, vmid: int, error: ApiError) -> bool:
+    def _is_missing(self, origin: Source, error: ApiError) -> bool:
         """Whether the refusal means that there is no such VM; who may not see all gets a 403 for it."""
-        return error.no_such_vm or (isinstance(error, Forbidden) and self.machines.is_free(vmid))
+        return error.no_such_vm or (isinstance(error, Forbidden) and self.machines.is_free(origin.vmid))
+
+    def _begin_elsewhere(self, other: Source, vmid: int) -> str:
+        """The clone, begun on the source's node; what an earlier run has begun there may be this VM."""
+        self.other = other
+        if self.machines.at(other.node).tasks.settle_earlier(vmid=other.vmid, kind="qmclone"):
+            if not self.given and (self.wanted.identity or self.wanted.name):
+                self.vmid = self.machines.find(identity=self.wanted.identity, name=self.wanted.name)
+            raise Raced("A clone of this source had been begun before.")
+        return self._begin(other, vmid)
 
     def _begin(self, origin: Source | Image, vmid: int) -> str:
         # The id is remembered before the call: when its answer is lost, the next pass looks at this id.
@@ -126,7 +141,9 @@ class Run:
                 origin, vmid, name=wanted.name, description=wanted.description(), pool=wanted.pool
             )
         except ApiError as error:
-            if isinstance(origin, Source) and self._is_missing(origin.vmid, error):
+            if isinstance(origin, Source) and self._is_missing(origin, error):
+                if origin.node is None and (other := machines.elsewhere(origin)):
+                    return self._begin_elsewhere(other, vmid)
                 raise NotFound(f"The source, VM {origin.vmid}, does not exist on node {machines.node}.") from error
             if not error.id_taken:
                 raise

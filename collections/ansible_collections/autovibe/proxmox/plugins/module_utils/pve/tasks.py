@@ -54,10 +54,13 @@ class Tasks:
             self._shared[node] = Shared(end.url, end.who(), node)
         return self._shared[node]
 
-    def wait(self, upid: str) -> None:
-        """Returns when the task has ended well (warnings are well); raises TaskFailed or TaskTimeout."""
+    def wait(self, upid: str, grace: float = 0) -> None:
+        """Returns when the task has ended well (warnings are well); raises TaskFailed or TaskTimeout.
+
+        `grace`: seconds that the task itself waits for something, beside its work.
+        """
         task, looked = Upid.parse(upid), time.monotonic()
-        for _left in waits(self.timeout):
+        for _left in waits(self.timeout + grace):
             exitstatus = self._exitstatus(task, looked)
             if exitstatus is not None:
                 if exitstatus != "OK" and not exitstatus.startswith("WARNINGS"):
@@ -65,8 +68,8 @@ class Tasks:
                 return
             looked = time.monotonic()
         raise TaskTimeout(
-            f"{task.kind} of VM {task.vmid} runs for more than {self.timeout:g} s: {upid}; wait for its end and run "
-            "this again, or give a longer timeout.",
+            f"{task.kind} of VM {task.vmid} runs for more than {self.timeout + grace:g} s: {upid}; wait for its end "
+            "and run this again, or give a longer timeout.",
             log=self._last_lines(upid),
         )
 
@@ -90,8 +93,11 @@ class Tasks:
 
         Of a run that was broken off, nobody else knows: what is being made shows neither its name nor its identity.
         """
-        before = int(RUN_BEGAN + self.client.clock_ahead())
-        earlier = [upid for upid in self.active(vmid=vmid, kind=kind) if Upid.parse(upid).starttime < before]
+        active = self.active(vmid=vmid, kind=kind)
+        # A UPID has whole seconds: one of the second in which this run began may be of another host of this play, for
+        # which we wait in vain, or of the run before, without which a second VM would be made.
+        before = RUN_BEGAN + self.client.clock_ahead()
+        earlier = [upid for upid in active if Upid.parse(upid).starttime < before]
         return self._settled([upid for upid in earlier if vmid is not None or self.is_mine(upid)])
 
     def is_mine(self, upid: str) -> bool:

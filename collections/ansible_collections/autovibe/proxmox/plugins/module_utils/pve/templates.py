@@ -16,22 +16,28 @@ from .errors import ApiError, IdentityError, NotFound, NotPossible, PveError
 from .guest import Guest
 from .images import Image
 from .machines import Change, Machines, Raced, persist
+from .seed import Seed
 
 DISK = re.compile(r"(scsi|virtio|sata|ide|efidisk|tpmstate)\d+")
 #: Stands in the description of a VM that is built, sealed and stopped: all that is left is to convert it.
 SEALED = "sealed"
-#: How long the guest of a template may take to boot.
-BOOT_SECONDS = 600
+#: How long the guest of a template may take to boot, and to install its agent where it has none.
+BOOT_SECONDS = 1200
 SHUTDOWN_SECONDS = 120
 #: What a machine must not inherit: its identity, keys, logs, and what cloud-init thinks that it has done.
+#: The random seed and the journal are written at the shutdown again, unless they are told before.
 SEAL = """\
 command -v cloud-init > /dev/null && cloud-init clean --logs --seed
+command -v systemctl > /dev/null && systemctl stop systemd-random-seed.service 2> /dev/null
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /var/lib/dbus/machine-id /var/lib/systemd/random-seed
+rm -f /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init /var/lib/dhcp/*.leases
 [ -e /etc/machine-id ] && : > /etc/machine-id
-command -v journalctl > /dev/null && journalctl --quiet --rotate --vacuum-time=1s 2> /dev/null
+command -v journalctl > /dev/null && journalctl --quiet --relinquish-var 2> /dev/null
+rm -rf /var/log/journal/*
 find /var/log -type f ! -path '*/journal/*' -exec sh -c ': > "$1"' sh {} \\;
 find /tmp /var/tmp -mindepth 1 -xdev -delete 2> /dev/null
-rm -f /root/.bash_history /root/.ansible_async/*
+find /root /home -maxdepth 2 -name '.*_history' -delete 2> /dev/null
+rm -rf /root/.ansible_async /root/.cache
 command -v fstrim > /dev/null && fstrim -a 2> /dev/null
 sync
 exit 0
@@ -82,6 +88,10 @@ class Inputs:
     options: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, str] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    disk_size: str | None = None
+    #: How it is made and not what of, so no part of the version: configuration that holds until it is sealed, and a CD.
+    build: dict[str, Any] = field(default_factory=dict)
+    seed: Seed | None = None
     #: What the image is, as `Image.fingerprint` says.
     fingerprint: str | None = None
 
@@ -92,6 +102,7 @@ class Inputs:
             "disk": self.image.volume or "",
             "fingerprint": self.fingerprint,
             "steps": [step.digest() for step in self.steps],
+            **({"disk_size": self.disk_size} if self.disk_size else {}),
         }
         text = json.dumps(made_of, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -115,6 +126,10 @@ class Inputs:
             **self.options,
         }
 
+    def temporary(self) -> dict[str, Any]:
+        """What holds until the template is sealed."""
+        return {**self.build, **(self.seed.config() if self.seed else {})} if self.steps else {}
+
 
 class Templates:
     def __init__(self, machines: Machines):
@@ -127,6 +142,7 @@ class Templates:
         *,
         installation: str | None,
         vmid: int | None = None,
+        first_vmid: int | None = None,
         pool: str | None = None,
         tags: list[str] | None = None,
         keep: int | None = None,
@@ -138,6 +154,8 @@ class Templates:
         another one is removed and begun anew.
         """
         inputs = replace(inputs, fingerprint=inputs.image.fingerprint(self.machines))
+        if inputs.seed:
+            inputs = replace(inputs, seed=replace(inputs.seed, version=inputs.version()))
         identity = Identity.of(installation=installation, template=inputs.name, inputs=inputs.version())
         found = self._find(identity, inputs.name, vmid)
         wanted = {"name": inputs.name, "inputs": inputs.version(), "template": True}
@@ -145,8 +163,7 @@ class Templates:
         made = found
         if not done and not check:
             values = {"tags": ";".join(tags or ["autovibe"]), "pool": pool}
-            disk = inputs.image.obtain(self.machines, inputs.fingerprint)
-            made = self._build(inputs, {**inputs.config(disk), **values}, identity, found, vmid)
+            made = self._built_alone(inputs, values, identity, vmid, first_vmid)
         facts = self._facts(made or vmid, inputs, identity)
         before, after = (wanted if done else {}), wanted
         if keep is not None:
@@ -158,20 +175,44 @@ class Templates:
             after = {**wanted, "older": sorted(set(old) - set(gone))}
         return Change(before, after, facts)
 
+    def _built_alone(
+        self,
+        inputs: Inputs,
+        values: dict[str, Any],
+        identity: Identity,
+        vmid: int | None,
+        first_vmid: int | None,
+    ) -> int:
+        """One process of ours at a time builds a version; the others find it when it is done."""
+        machines = self.machines
+        with machines.tasks.shared(machines.node).alone(f"template-{inputs.version()}", machines.tasks.timeout):
+            found = self._find(identity, inputs.name, vmid)
+            if found is not None and self._is_template(found):
+                return found
+            disk = inputs.image.obtain(machines, inputs.fingerprint)
+            new = vmid or found or self._free(first_vmid)
+            return self._build(inputs, {**inputs.config(disk), **values}, identity, found, new)
+
     def _build(
         self, inputs: Inputs, values: dict[str, Any], identity: Identity, found: int | None, vmid: int | None
     ) -> int:
         if found is not None and inputs.steps and not self._is_sealed(found):
             self._discard(found, identity)
             found = None
-        made = persist(lambda: self._create(found, vmid, identity, values))
+        if found is None and inputs.steps and inputs.seed:
+            inputs.seed.bring(self.machines)
+        made = persist(lambda: self._create(found, vmid, identity, {**values, **inputs.temporary()}))
+        if inputs.disk_size and not self._is_sealed(made):
+            self.machines.ensure(made, Wanted(disk_size=inputs.disk_size))
         if inputs.steps and not self._is_sealed(made):
-            self._customise(made, inputs, identity)
+            self._customise(made, inputs, identity, values)
+        if inputs.steps and inputs.seed:
+            inputs.seed.remove(self.machines)
         persist(lambda: self.checkpoints.convert(made))
         return made
 
-    def _customise(self, vmid: int, inputs: Inputs, identity: Identity) -> None:
-        """The first boot: the steps, the seal, the shutdown, and the mark that says so."""
+    def _customise(self, vmid: int, inputs: Inputs, identity: Identity, values: dict[str, Any]) -> None:
+        """The first boot: the steps, the seal, the shutdown, and with the final configuration the mark that says so."""
         machines = self.machines
         machines.ensure(vmid, Wanted(), state="started")
         guest = Guest(self.client, machines.node, vmid)
@@ -180,7 +221,11 @@ class Templates:
             step.run(guest)
         Step(("/bin/sh", "-c", SEAL)).run(guest)
         machines.ensure(vmid, Wanted(), state="stopped", shutdown_timeout=SHUTDOWN_SECONDS)
-        persist(lambda: machines.set_config(vmid, {"description": f"{_line(identity, vmid)}\n{SEALED}"}))
+        final = {key: values[key] for key in inputs.temporary() if key in values}
+        if gone := sorted(set(inputs.temporary()) - set(final)):
+            final["delete"] = ",".join(gone)
+        final["description"] = f"{_line(identity, vmid)}\n{SEALED}"
+        persist(lambda: machines.set_config(vmid, final))
 
     def _is_sealed(self, vmid: int) -> bool:
         seen = self.machines.settled(vmid)
@@ -241,12 +286,25 @@ class Templates:
         new = vmid or int(self.client.get("/cluster/nextid"))
         values = {**values, "description": _line(identity, new)}
         try:
-            self.machines.task(self.client.post(f"/nodes/{self.machines.node}/qemu", vmid=new, **values))
+            path = f"/nodes/{self.machines.node}/qemu"
+            self.machines.task(lambda: self.client.post(path, vmid=new, **values))
         except ApiError as error:
             if error.id_taken:
                 raise Raced(f"VM id {new}.") from error
             raise
         return new
+
+    def _free(self, vmid: int | None) -> int | None:
+        """The VM id if nobody has it. It needs no privilege to ask."""
+        if vmid is None:
+            return None
+        try:
+            self.client.get("/cluster/nextid", vmid=vmid)
+        except ApiError as error:
+            if error.status == 400:
+                return None
+            raise
+        return vmid
 
     def _facts(self, vmid: int | None, inputs: Inputs, identity: Identity) -> dict[str, Any]:
         return {"name": inputs.name, "vm_id": vmid, "node": self.machines.node, "inputs": identity.get("inputs")}

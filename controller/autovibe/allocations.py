@@ -1,0 +1,233 @@
+"""Allocations: what a project may use of each resource, in which period.
+
+A project has at most one budget for each resource and period (daily, weekly, monthly, total); all of them hold at once.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from autovibe import periods
+from autovibe.errors import Conflict, Invalid, NotFound
+from autovibe.ledger import amount_of
+from autovibe.models import Budget, Reservation, Usage
+
+# A budget that comes while others spend counts what they have spent and hold: they wait for a moment.
+_LOCK = sa.text("LOCK TABLE resource_budgets IN SHARE ROW EXCLUSIVE MODE")
+_RANK = sa.case({name: rank for rank, name in enumerate(reversed(periods.PERIODS))}, value=Budget.budget_period)
+
+
+class NoSuchBudget(NotFound):
+    """The project has no such budget."""
+
+    code = "no_such_budget"
+    default_hint = "`autovibe budget show` lists those that there are."
+
+
+def create(session: Session, project_uuid: UUID, amount_cad: Decimal) -> Budget:
+    """Give a project its hard total budget in CAD."""
+    if get(session, project_uuid) is not None:
+        raise Conflict("The project has a budget already")
+    return set_budget(session, project_uuid, amount_cad)
+
+
+def set_budget(
+    session: Session,
+    project_uuid: UUID,
+    amount: Decimal,
+    *,
+    resource: str = "money",
+    period: str = "total",
+    auto_reset: bool | None = None,
+    soft_percent: int = 80,
+    week_start: int = 1,
+    at: datetime | None = None,
+) -> Budget:
+    """The budget of this resource and period, from the present period on; what was used in it counts.
+
+    An amount below what is used and held already is exhausted for this period, and whole from the next one on.
+    `auto_reset` (True, but for `total`): the next period begins by itself.
+    """
+    amount = amount_of(amount, "budget", positive=True)
+    _check(resource, period, soft_percent, week_start)
+    session.execute(_LOCK)
+    day = periods.day_of(session, project_uuid, at)
+    present = _present(session, project_uuid, resource, period, day)
+    start, end = (present.period_start, present.period_end) if present else periods.around(period, day, week_start)
+    if period == "total" and present is None:
+        start = date(1970, 1, 1)  # all that ever was
+    used = used_in(session, project_uuid, resource, start, end)
+    reserved = _held(session, project_uuid, resource, start, end)
+    hard = resource in periods.HARD
+    values = {
+        "period_end": end,
+        "base_amount": amount,
+        "allocated_amount": max(amount, used + reserved) if hard else amount,
+        "used_amount": used,
+        "reserved_amount": reserved,
+        "overrun_amount": Decimal(0) if hard else max(Decimal(0), used + reserved - amount),
+        "auto_reset": period != "total" if auto_reset is None else auto_reset,
+        "hard": hard,
+        "soft_percent": soft_percent,
+        "frozen_at": None,
+        "freeze_reason": None,
+        "removed_at": None,
+    }
+    keys = {"project_uuid": project_uuid, "resource_type": resource, "budget_period": period, "period_start": start}
+    statement = insert(Budget).values(**keys, **values, unit=periods.UNITS[resource])
+    session.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=values))
+    budget = _present(session, project_uuid, resource, period, day)
+    assert budget is not None
+    return budget
+
+
+def remove(session: Session, project_uuid: UUID, *, resource: str, period: str) -> None:
+    """End a budget; what it was stays in the history. Raises NoSuchBudget."""
+    session.execute(_LOCK)
+    statement = sa.update(Budget).where(*_of(project_uuid, resource, period)).values(removed_at=sa.func.now())
+    if session.execute(statement.execution_options(synchronize_session=False)).rowcount == 0:
+        raise NoSuchBudget(f"The project has no {period} budget of {resource}")
+
+
+def top_up(
+    session: Session,
+    project_uuid: UUID,
+    amount: Decimal,
+    *,
+    resource: str = "money",
+    period: str = "total",
+    at: datetime | None = None,
+) -> Budget:
+    """Raise the present period's budget; one that was frozen by an overrun is thawed once the overrun is paid."""
+    amount = amount_of(amount, "top-up", positive=True)
+    day = periods.day_of(session, project_uuid, at)
+    periods.roll(session, project_uuid, day)
+    allocated = Budget.allocated_amount + amount
+    short = Budget.used_amount + Budget.reserved_amount - allocated
+    overrun = sa.func.greatest(Decimal(0), sa.func.least(Budget.overrun_amount, short))
+    total = Budget.budget_period == "total"
+    statement = (
+        sa.update(Budget)
+        .where(*_of(project_uuid, resource, period), Budget.period_start <= day, Budget.period_end > day)
+        .values(
+            allocated_amount=allocated,
+            base_amount=sa.case((total, Budget.base_amount + amount), else_=Budget.base_amount),
+            overrun_amount=overrun,
+            frozen_at=sa.case((overrun > 0, Budget.frozen_at), else_=None),
+            freeze_reason=sa.case((overrun > 0, Budget.freeze_reason), else_=None),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(statement).rowcount == 0:
+        raise NoSuchBudget(f"The project has no {period} budget of {resource}")
+    budget = _present(session, project_uuid, resource, period, day)
+    assert budget is not None
+    return budget
+
+
+def get(session: Session, project_uuid: UUID) -> Budget | None:
+    """A project's total budget of money, as it is now in the database."""
+    return _present(session, project_uuid, "money", "total", periods.FOREVER.replace(day=1))
+
+
+def present(session: Session, project_uuid: UUID, at: datetime | None = None) -> list[Budget]:
+    """The budgets that hold now, money first, the longest period first."""
+    day = periods.day_of(session, project_uuid, at)
+    periods.roll(session, project_uuid, day)
+    query = (
+        sa.select(Budget)
+        .where(Budget.project_uuid == project_uuid, Budget.removed_at.is_(None), *_on(day))
+        .order_by(Budget.resource_type != "money", Budget.resource_type, _RANK)
+        .execution_options(populate_existing=True)
+    )
+    return list(session.scalars(query))
+
+
+def history(session: Session, project_uuid: UUID, limit: int = 100) -> list[Budget]:
+    """All periods that there were, the newest first."""
+    query = sa.select(Budget).where(Budget.project_uuid == project_uuid)
+    newest = query.order_by(Budget.period_start.desc(), Budget.resource_type, _RANK).limit(limit)
+    return list(session.scalars(newest.execution_options(populate_existing=True)))
+
+
+def used_in(session: Session, project_uuid: UUID, resource: str, start: date, end: date) -> Decimal:
+    """What the ledger says of the days from `start` until before `end`."""
+    amount = Usage.cost_cad if resource == "money" else Usage.amount
+    query = sa.select(sa.func.coalesce(sa.func.sum(amount), 0)).where(
+        Usage.project_uuid == project_uuid, Usage.billing_period_start >= start, Usage.billing_period_start < end
+    )
+    if resource != "money":
+        query = query.where(Usage.resource_type == resource)
+    return session.scalar(query) or Decimal(0)
+
+
+def view(budget: Budget) -> dict[str, Any]:
+    """A budget as plain data; amounts in its unit."""
+    left = budget.allocated_amount - budget.used_amount - budget.reserved_amount
+    return {
+        "resource": budget.resource_type,
+        "unit": budget.unit,
+        "period": budget.budget_period,
+        "period_start": budget.period_start,
+        "period_end": None if budget.period_end == periods.FOREVER else budget.period_end,
+        "allocated": budget.allocated_amount,
+        "each_period": budget.base_amount,
+        "used": budget.used_amount,
+        "reserved": budget.reserved_amount,
+        "available": Decimal(0) if budget.frozen_at else max(Decimal(0), left),
+        "overrun": budget.overrun_amount,
+        "hard": budget.hard,
+        "auto_reset": budget.auto_reset,
+        "removed_at": budget.removed_at,
+        "frozen_at": budget.frozen_at,
+        "freeze_reason": budget.freeze_reason,
+    }
+
+
+def _held(session: Session, project_uuid: UUID, resource: str, start: date, end: date) -> Decimal:
+    amount = Reservation.amount_cad
+    if resource != "money":
+        amount = sa.cast(Reservation.amounts[resource].astext, sa.Numeric(24, 9))
+    query = sa.select(sa.func.coalesce(sa.func.sum(amount), 0)).where(
+        Reservation.project_uuid == project_uuid,
+        Reservation.status == "held",
+        Reservation.day >= start,
+        Reservation.day < end,
+    )
+    return session.scalar(query) or Decimal(0)
+
+
+def _of(project_uuid: UUID, resource: str, period: str) -> tuple[Any, ...]:
+    return (
+        Budget.project_uuid == project_uuid,
+        Budget.resource_type == resource,
+        Budget.budget_period == period,
+        Budget.removed_at.is_(None),
+    )
+
+
+def _on(day: date) -> tuple[Any, ...]:
+    return Budget.period_start <= day, Budget.period_end > day
+
+
+def _present(session: Session, project_uuid: UUID, resource: str, period: str, day: date) -> Budget | None:
+    query = sa.select(Budget).where(*_of(project_uuid, resource, period), *_on(day))
+    return session.scalars(query.execution_options(populate_existing=True)).first()
+
+
+def _check(resource: str, period: str, soft_percent: int, week_start: int) -> None:
+    if resource not in periods.UNITS:
+        raise Invalid(f"The resource must be one of {', '.join(periods.UNITS)}, not {resource!r}")
+    if period not in periods.PERIODS:
+        raise periods.InvalidPeriod(f"The period must be one of {', '.join(periods.PERIODS)}, not {period!r}")
+    if not 1 <= soft_percent <= 100:
+        raise Invalid(f"The soft threshold must be between 1 and 100 percent, not {soft_percent}")
+    if not 1 <= week_start <= 7:
+        raise Invalid(f"A week starts on a day from 1 (Monday) to 7 (Sunday), not {week_start}")

@@ -1,0 +1,89 @@
+"""Alerts reach the webhook once, signed, also when it was away."""
+
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import sqlalchemy as sa
+from autovibe import alerts, allocations, budgets, db, projects
+from autovibe.ledger import UsageLine
+from autovibe.models import BudgetAlert
+from pydantic import SecretStr
+
+
+class Hook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.headers.get("X-Autovibe-Signature"), body))
+        self.send_response(self.server.answer)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hook():
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    server.got, server.answer = [], 200
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def told(settings, hook):
+    url = f"http://127.0.0.1:{hook.server_port}/hook"
+    return settings.model_copy(update={"alert_webhook_url": url, "alert_webhook_secret": SecretStr("s3cret")})
+
+
+def spend(settings, cad):
+    with db.session_scope(settings) as session:
+        project = projects.create(session, "shop", budget_cad=Decimal(10))
+        allocations.set_budget(session, project.uuid, Decimal(5), period="daily")
+        line = UsageLine("money", amount=Decimal(cad), cost_cad=Decimal(cad))
+        budgets.charge(session, project_uuid=project.uuid, lines=[line])
+
+
+def send(settings):
+    with db.session_scope(settings) as session:
+        return alerts.send(session, settings)
+
+
+def test_an_alert_is_sent_once_and_signed(told, hook):
+    spend(told, 4)
+    assert [send(told), send(told)] == [2, 0]
+    said = [json.loads(body) for _, body in hook.got]
+    assert [(one["project"], one["period"], one["percent"]) for one in said] == [
+        ("shop", "daily", 75),
+        ("shop", "daily", 80),
+    ]
+    for given, body in hook.got:
+        assert given == alerts.signature("s3cret", body, int(given.split(",")[0].removeprefix("t=")))
+        assert given != alerts.signature("other", body, int(given.split(",")[0].removeprefix("t=")))
+
+
+def test_a_webhook_that_is_away_gets_its_alerts_later(told, hook):
+    spend(told, 4)
+    hook.answer = 503
+    assert [send(told), send(told), send(told)] == [0, 0, 0]
+    assert len(hook.got) == 2  # each was tried, and waits
+    with db.session_scope(told) as session:
+        assert {one["last_error"] for one in alerts.views(session)} == {"HTTP 503"}
+        session.execute(sa.update(BudgetAlert).values(next_attempt_at=datetime.now(UTC) - timedelta(seconds=1)))
+    hook.answer = 204
+    assert send(told) == 2
+    with db.session_scope(told) as session:
+        assert all(one["delivered_at"] for one in alerts.views(session))
+
+
+def test_without_a_webhook_nothing_is_lost(settings, told):
+    spend(settings, 4)
+    assert send(settings) == 0
+    assert send(told) == 2
