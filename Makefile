@@ -21,8 +21,11 @@ setup-test:
 vibe: setup ## A machine's whole life on the embedded lab (KEEP=1 leaves it up)
 	@$(BIN)/autovibe vibe $(if $(KEEP),--keep)
 
+# By file, in the order of the files: the long ones stand in tests/, which comes first. PARALLEL= runs one test at a time.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup-test ## Run every test but the long ones
-	@$(BIN)/pytest -m 'not soak' $(PYTEST_ARGS)
+	@$(BIN)/pytest -m 'not soak' $(PARALLEL) $(PYTEST_ARGS)
 
 soak: setup-test ## Run the long tests: kills, fleets
 	@$(BIN)/pytest -m soak --timeout 3600 $(PYTEST_ARGS)

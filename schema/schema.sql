@@ -42,6 +42,13 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION public.held_on(p_project uuid, p_type text, p_start date, p_end date) RETURNS numeric
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(sum(CASE WHEN p_type = 'money' THEN amount_cad ELSE (amounts ->> p_type)::NUMERIC END), 0)
+    FROM reservations WHERE project_uuid = p_project AND status = 'held' AND day >= p_start AND day < p_end
+$$;
+
 CREATE TABLE public.resource_budgets (
     uuid uuid DEFAULT gen_random_uuid() NOT NULL,
     project_uuid uuid NOT NULL,
@@ -238,6 +245,14 @@ BEGIN
     NEW.updated_at = now();
     RETURN NEW;
 END;
+$$;
+
+CREATE FUNCTION public.used_on(p_project uuid, p_type text, p_start date, p_end date) RETURNS numeric
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(sum(CASE WHEN p_type = 'money' THEN cost_cad ELSE amount END), 0) FROM resource_usage
+    WHERE project_uuid = p_project AND billing_period_start >= p_start AND billing_period_start < p_end
+      AND (p_type = 'money' OR resource_type = p_type)
 $$;
 
 CREATE TABLE public.alembic_version (
@@ -814,6 +829,8 @@ CREATE INDEX idx_reservations_project ON public.reservations USING btree (projec
 
 CREATE INDEX idx_resource_machine ON ONLY public.resource_usage USING btree (machine_uuid);
 
+CREATE INDEX idx_resource_project_day ON ONLY public.resource_usage USING btree (project_uuid, billing_period_start);
+
 CREATE INDEX idx_resource_project_period ON ONLY public.resource_usage USING btree (project_uuid, recorded_at);
 
 CREATE INDEX idx_resource_type ON ONLY public.resource_usage USING btree (resource_type);
@@ -828,6 +845,8 @@ CREATE UNIQUE INDEX resource_budgets_one_total ON public.resource_budgets USING 
 
 CREATE INDEX resource_usage_default_machine_uuid_idx ON public.resource_usage_default USING btree (machine_uuid);
 
+CREATE INDEX resource_usage_default_project_uuid_billing_period_start_idx ON public.resource_usage_default USING btree (project_uuid, billing_period_start);
+
 CREATE INDEX resource_usage_default_project_uuid_recorded_at_idx ON public.resource_usage_default USING btree (project_uuid, recorded_at);
 
 CREATE INDEX resource_usage_default_resource_type_idx ON public.resource_usage_default USING btree (resource_type);
@@ -835,6 +854,8 @@ CREATE INDEX resource_usage_default_resource_type_idx ON public.resource_usage_d
 ALTER INDEX public.idx_resource_machine ATTACH PARTITION public.resource_usage_default_machine_uuid_idx;
 
 ALTER INDEX public.resource_usage_pkey ATTACH PARTITION public.resource_usage_default_pkey;
+
+ALTER INDEX public.idx_resource_project_day ATTACH PARTITION public.resource_usage_default_project_uuid_billing_period_start_idx;
 
 ALTER INDEX public.idx_resource_project_period ATTACH PARTITION public.resource_usage_default_project_uuid_recorded_at_idx;
 

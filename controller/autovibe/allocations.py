@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from autovibe import periods
 from autovibe.errors import Conflict, Invalid, NotFound
 from autovibe.ledger import amount_of
-from autovibe.models import Budget, Reservation, Usage
+from autovibe.models import Budget
 
 # A budget that comes while others spend counts what they have spent and hold: they wait for a moment.
 _LOCK = sa.text("LOCK TABLE resource_budgets IN SHARE ROW EXCLUSIVE MODE")
@@ -63,8 +63,8 @@ def set_budget(
     start, end = (present.period_start, present.period_end) if present else periods.around(period, day, week_start)
     if period == "total" and present is None:
         start = date(1970, 1, 1)  # all that ever was
-    used = used_in(session, project_uuid, resource, start, end)
-    reserved = _held(session, project_uuid, resource, start, end)
+    span = (project_uuid, resource, start, end)
+    used, reserved = session.execute(sa.select(sa.func.used_on(*span), sa.func.held_on(*span))).one()
     hard = resource in periods.HARD
     values = {
         "period_end": end,
@@ -157,17 +157,6 @@ def history(session: Session, project_uuid: UUID, limit: int = 100) -> list[Budg
     return list(session.scalars(newest.execution_options(populate_existing=True)))
 
 
-def used_in(session: Session, project_uuid: UUID, resource: str, start: date, end: date) -> Decimal:
-    """What the ledger says of the days from `start` until before `end`."""
-    amount = Usage.cost_cad if resource == "money" else Usage.amount
-    query = sa.select(sa.func.coalesce(sa.func.sum(amount), 0)).where(
-        Usage.project_uuid == project_uuid, Usage.billing_period_start >= start, Usage.billing_period_start < end
-    )
-    if resource != "money":
-        query = query.where(Usage.resource_type == resource)
-    return session.scalar(query) or Decimal(0)
-
-
 def view(budget: Budget) -> dict[str, Any]:
     """A budget as plain data; amounts in its unit."""
     left = budget.allocated_amount - budget.used_amount - budget.reserved_amount
@@ -189,19 +178,6 @@ def view(budget: Budget) -> dict[str, Any]:
         "frozen_at": budget.frozen_at,
         "freeze_reason": budget.freeze_reason,
     }
-
-
-def _held(session: Session, project_uuid: UUID, resource: str, start: date, end: date) -> Decimal:
-    amount = Reservation.amount_cad
-    if resource != "money":
-        amount = sa.cast(Reservation.amounts[resource].astext, sa.Numeric(24, 9))
-    query = sa.select(sa.func.coalesce(sa.func.sum(amount), 0)).where(
-        Reservation.project_uuid == project_uuid,
-        Reservation.status == "held",
-        Reservation.day >= start,
-        Reservation.day < end,
-    )
-    return session.scalar(query) or Decimal(0)
 
 
 def _of(project_uuid: UUID, resource: str, period: str) -> tuple[Any, ...]:

@@ -35,18 +35,29 @@ WITH last AS (
     SELECT DISTINCT ON (resource_type, budget_period) * FROM resource_budgets
     WHERE project_uuid = :project AND removed_at IS NULL
     ORDER BY resource_type, budget_period, period_start DESC
-), next AS (
+), starts AS (
     SELECT *, CASE budget_period
         WHEN 'daily' THEN CAST(:day AS date)
         WHEN 'weekly' THEN period_start + 7 * floor((CAST(:day AS date) - period_start) / 7.0)::integer
         ELSE date_trunc('month', CAST(:day AS timestamp))::date END AS start
-    FROM last WHERE auto_reset AND budget_period <> 'total'
+    FROM last
+    WHERE auto_reset AND (resource_type, budget_period) IN (
+        SELECT resource_type, budget_period FROM missing_periods(:project, CAST(:types AS text[]), :day)
+    )
+), spans AS (
+    SELECT *, CASE budget_period
+        WHEN 'daily' THEN start + 1 WHEN 'weekly' THEN start + 7 ELSE (start + INTERVAL '1 month')::date END AS until
+    FROM starts
+), next AS (
+    SELECT *, used_on(:project, resource_type, start, until) AS used,
+           held_on(:project, resource_type, start, until) AS held FROM spans
 )
 INSERT INTO resource_budgets (project_uuid, resource_type, budget_period, period_start, period_end, allocated_amount,
-                              base_amount, unit, auto_reset, hard, soft_percent)
-SELECT project_uuid, resource_type, budget_period, start, CASE budget_period
-           WHEN 'daily' THEN start + 1 WHEN 'weekly' THEN start + 7 ELSE (start + INTERVAL '1 month')::date END,
-       base_amount, base_amount, unit, true, hard, soft_percent
+                              base_amount, used_amount, reserved_amount, overrun_amount, unit, auto_reset, hard,
+                              soft_percent)
+SELECT project_uuid, resource_type, budget_period, start, until,
+       CASE WHEN hard THEN greatest(base_amount, used + held) ELSE base_amount END, base_amount, used, held,
+       CASE WHEN hard THEN 0 ELSE greatest(0, used + held - base_amount) END, unit, true, hard, soft_percent
 FROM next ORDER BY resource_type, budget_period
 ON CONFLICT DO NOTHING
 """)
@@ -80,8 +91,12 @@ def moment(at: datetime | None) -> datetime:
 
 
 def roll(session: Session, project_uuid: UUID, day: date) -> bool:
-    """Make the rows of the day's periods that are missing; returns whether there were any to make."""
-    return session.execute(_ROLL, {"project": project_uuid, "day": day}).rowcount > 0
+    """Make the rows of the day's periods that are missing; returns whether there were any to make.
+
+    Such a row begins with what was used and held on its days: nothing, unless a clock went back.
+    """
+    values = {"project": project_uuid, "day": day, "types": list(UNITS)}
+    return session.execute(_ROLL, values).rowcount > 0
 
 
 def around(period: str, day: date, week_start: int = 1) -> tuple[date, date]:

@@ -45,6 +45,7 @@ ALTER TABLE reservations ALTER COLUMN day SET NOT NULL;
 ALTER TABLE reservations ADD COLUMN amounts JSONB NOT NULL DEFAULT '{}';
 DROP INDEX idx_reservations_budget;
 ALTER TABLE reservations DROP COLUMN budget_uuid;
+CREATE INDEX idx_resource_project_day ON resource_usage (project_uuid, billing_period_start);
 CREATE INDEX idx_reservations_project ON reservations (project_uuid) WHERE status = 'held';
 """
 
@@ -87,6 +88,21 @@ PERIODS = """
 -- The day on which a project is at a time.
 CREATE FUNCTION project_day(p_project UUID, p_at TIMESTAMPTZ) RETURNS DATE LANGUAGE sql STABLE AS $$
     SELECT (p_at AT TIME ZONE time_zone)::DATE FROM projects WHERE uuid = p_project
+$$;
+
+-- What the ledger says of a resource on the days from p_start until before p_end.
+CREATE FUNCTION used_on(p_project UUID, p_type TEXT, p_start DATE, p_end DATE)
+RETURNS NUMERIC LANGUAGE sql STABLE AS $$
+    SELECT coalesce(sum(CASE WHEN p_type = 'money' THEN cost_cad ELSE amount END), 0) FROM resource_usage
+    WHERE project_uuid = p_project AND billing_period_start >= p_start AND billing_period_start < p_end
+      AND (p_type = 'money' OR resource_type = p_type)
+$$;
+
+-- What is held of it by the reservations of these days.
+CREATE FUNCTION held_on(p_project UUID, p_type TEXT, p_start DATE, p_end DATE)
+RETURNS NUMERIC LANGUAGE sql STABLE AS $$
+    SELECT coalesce(sum(CASE WHEN p_type = 'money' THEN amount_cad ELSE (amounts ->> p_type)::NUMERIC END), 0)
+    FROM reservations WHERE project_uuid = p_project AND status = 'held' AND day >= p_start AND day < p_end
 $$;
 
 -- The periods of a project, resource by resource, that lack a row for the day.
