@@ -1,7 +1,7 @@
 """Alerts: a budget has reached a level. The database raises each once per period; here they are sent.
 
 The webhook gets a POST of JSON, signed as `X-Autovibe-Signature: t=<unix time>,v1=<hex HMAC-SHA256 of "<time>.<body>">`
-with the secret that both sides know. It is tried again, later each time, until it is answered with 2xx.
+with the secret that both sides know. Until it is answered with 2xx it is tried again, later each time, for some days.
 """
 
 from __future__ import annotations

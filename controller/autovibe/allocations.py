@@ -61,8 +61,6 @@ def set_budget(
     day = periods.day_of(session, project_uuid, at)
     present = _present(session, project_uuid, resource, period, day)
     start, end = (present.period_start, present.period_end) if present else periods.around(period, day, week_start)
-    if period == "total" and present is None:
-        start = date(1970, 1, 1)  # all that ever was
     span = (project_uuid, resource, start, end)
     used, reserved = session.execute(sa.select(sa.func.used_on(*span), sa.func.held_on(*span))).one()
     hard = resource in periods.HARD
@@ -134,7 +132,8 @@ def top_up(
 
 def get(session: Session, project_uuid: UUID) -> Budget | None:
     """A project's total budget of money, as it is now in the database."""
-    return _present(session, project_uuid, "money", "total", periods.FOREVER.replace(day=1))
+    query = sa.select(Budget).where(*_of(project_uuid, "money", "total"))
+    return session.scalars(query.execution_options(populate_existing=True)).first()
 
 
 def present(session: Session, project_uuid: UUID, at: datetime | None = None) -> list[Budget]:

@@ -29,6 +29,8 @@ UNITS = {
 #: These are held before they are used, so that they are never overspent; the others can only be counted.
 HARD = frozenset({"money", "api_calls"})
 PERIODS = ("daily", "weekly", "monthly", "total")
+#: A total budget counts all that ever was and will be.
+ALWAYS = date(1970, 1, 1)
 FOREVER = date(9999, 12, 31)
 _ROLL = sa.text("""
 WITH last AS (
@@ -110,7 +112,7 @@ def around(period: str, day: date, week_start: int = 1) -> tuple[date, date]:
         start = day.replace(day=1)
         return start, (start + timedelta(days=32)).replace(day=1)
     if period == "total":
-        return day, FOREVER
+        return ALWAYS, FOREVER
     raise InvalidPeriod(f"The period must be one of {', '.join(PERIODS)}, not {period!r}")
 
 

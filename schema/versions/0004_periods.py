@@ -12,6 +12,7 @@ def upgrade():
     op.execute(PROJECTS)
     op.execute(BUDGETS)
     op.execute(RESERVATIONS)
+    op.execute(LEDGER)
     op.execute(ALERTS)
     op.execute(PERIODS)
     op.execute(MOVES)
@@ -32,6 +33,8 @@ ALTER TABLE resource_budgets ADD CHECK (base_amount >= 0 AND base_amount <> 'NaN
 ALTER TABLE resource_budgets ADD COLUMN hard BOOLEAN NOT NULL DEFAULT true;
 ALTER TABLE resource_budgets ADD COLUMN soft_percent SMALLINT NOT NULL DEFAULT 80 CHECK (soft_percent BETWEEN 1 AND 100);
 ALTER TABLE resource_budgets ADD COLUMN removed_at TIMESTAMPTZ;
+-- A total budget counts all that ever was.
+UPDATE resource_budgets SET period_start = '1970-01-01' WHERE budget_period = 'total';
 ALTER TABLE resource_budgets DROP CONSTRAINT resource_budgets_check2;
 ALTER TABLE resource_budgets ADD CHECK (overrun_amount = 0 OR frozen_at IS NOT NULL OR NOT hard);
 """
@@ -45,8 +48,17 @@ ALTER TABLE reservations ALTER COLUMN day SET NOT NULL;
 ALTER TABLE reservations ADD COLUMN amounts JSONB NOT NULL DEFAULT '{}';
 DROP INDEX idx_reservations_budget;
 ALTER TABLE reservations DROP COLUMN budget_uuid;
-CREATE INDEX idx_resource_project_day ON resource_usage (project_uuid, billing_period_start);
 CREATE INDEX idx_reservations_project ON reservations (project_uuid) WHERE status = 'held';
+"""
+
+LEDGER = """
+-- Every line says to which day it counts. Those that are there were counted in UTC; no other column is touched.
+ALTER TABLE resource_usage DISABLE TRIGGER refuse_usage_change;
+UPDATE resource_usage SET billing_period_start = (recorded_at AT TIME ZONE 'UTC')::DATE,
+                          billing_period_end = (recorded_at AT TIME ZONE 'UTC')::DATE + 1
+WHERE billing_period_start IS NULL;
+ALTER TABLE resource_usage ENABLE TRIGGER refuse_usage_change;
+CREATE INDEX idx_resource_project_day ON resource_usage (project_uuid, billing_period_start);
 """
 
 ALERTS = """

@@ -10,6 +10,7 @@ import click
 from autovibe.cli.common import json_option, output, settings, table
 from autovibe.cli.project import DecimalNumber
 
+# Those of `autovibe.periods`, which is slow to load for --help.
 RESOURCES = ("money", "time", "api_calls", "cpu", "memory", "storage", "network")
 PERIODS = ("daily", "weekly", "monthly", "total")
 COLUMNS = ("resource", "period", "allocated", "used", "reserved", "available", "unit", "until", "state")
@@ -17,7 +18,11 @@ COLUMNS = ("resource", "period", "allocated", "used", "reserved", "available", "
 
 def _which(command: Any) -> Any:
     resource = click.option(
-        "--resource", type=click.Choice(RESOURCES), default="money", show_default=True, help="What is limited."
+        "--resource",
+        type=click.Choice(RESOURCES),
+        default="money",
+        show_default=True,
+        help="What is limited; only money and api_calls are measured yet.",
     )
     period = click.option(
         "--period", type=click.Choice(PERIODS), default="total", show_default=True, help="For how long."

@@ -12,6 +12,7 @@ import click
 
 from autovibe.cli.common import cell_text, console, json_option, output, settings, table
 
+# Those of `autovibe.reports`, which is slow to load for --help.
 GROUPS = ("project", "machine", "model", "day", "type")
 
 

@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from autovibe import allocations, budgets, db, projects, reports
+from autovibe import allocations, budgets, db, periods, projects, reports
+from autovibe.cli import budget as cli_budget
+from autovibe.cli import usage as cli_usage
 from autovibe.ledger import UsageLine
 from autovibe.models import Checkpoint, Machine
 from autovibe.tests.test_cli import command  # noqa: F401 - a fixture
@@ -63,6 +65,11 @@ def test_nonsense_is_one_line(command, shop, arguments, code, error):  # noqa: F
     assert error in wrong
     assert len(wrong.strip().splitlines()) <= 2
     assert "Traceback" not in wrong
+
+
+def test_the_choices_are_those_that_there_are():
+    assert (tuple(periods.UNITS), periods.PERIODS) == (cli_budget.RESOURCES, cli_budget.PERIODS)
+    assert set(cli_usage.GROUPS) == set(reports.GROUPS)
 
 
 def test_alerts_are_listed(command, settings, shop):  # noqa: F811

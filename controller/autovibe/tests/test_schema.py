@@ -9,10 +9,11 @@ from uuid import uuid4
 import psycopg2
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from autovibe import backup, budgets, db, projects, schema
+from autovibe import allocations, backup, budgets, db, projects, schema
 from autovibe.errors import DatabaseNotMigrated, DatabaseUnreachable
 from autovibe.ledger import UsageLine
 from autovibe.models import Base, Checkpoint, Machine, Operation, Project, Run, Usage
@@ -100,6 +101,32 @@ def test_upgrades_at_the_same_time_make_one_schema(empty_database):
         thread.join()
     assert sorted(results, key=str) == [("0004", "0004")] * 3 + [(None, "0004")]
     assert db.upgrade(empty_database) == ("0004", "0004")
+
+
+def test_money_that_was_spent_before_budgets_had_days_still_counts(empty_database, monkeypatch):
+    monkeypatch.setattr(command, "upgrade", lambda config, _, upgrade=command.upgrade: upgrade(config, "0003"))
+    engine = db.make_engine(db.url(empty_database))
+    with engine.begin() as connection:
+        db.migrate(connection, empty_database)
+        project = connection.scalar(sa.text("INSERT INTO projects (name) VALUES ('old') RETURNING uuid"))
+        budget = """INSERT INTO resource_budgets
+            (project_uuid, resource_type, budget_period, period_start, period_end, allocated_amount, used_amount, unit)
+            VALUES (:project, 'money', 'total', '2026-01-01', '9999-12-31', 5, 2, 'CAD')"""
+        line = """INSERT INTO resource_usage (project_uuid, resource_type, amount, unit, cost_cad)
+            VALUES (:project, 'money', 2, 'CAD', 2)"""
+        for statement in (budget, line):
+            connection.execute(sa.text(statement), {"project": project})
+    engine.dispose()
+    monkeypatch.undo()
+    assert db.upgrade(empty_database) == ("0003", "0004")
+    with db.session_scope(empty_database) as session:
+        assert allocations.set_budget(session, project, Decimal(4), period="daily").used_amount == 2
+        assert allocations.set_budget(session, project, Decimal(9)).used_amount == 2
+        allocations.remove(session, project, resource="money", period="total")
+        assert allocations.set_budget(session, project, Decimal(9)).used_amount == 2
+        with pytest.raises(DBAPIError, match="append-only"):
+            session.execute(sa.text("UPDATE resource_usage SET amount = 0"))
+        session.rollback()
 
 
 CHECKED = {

@@ -17,7 +17,7 @@ from .fleet import with_config
 from .machines import Change, Machines, persist
 from .node import Seen
 from .retention import Keep, removed, sorted_out
-from .snapshots import Snapshot, Tree
+from .snapshots import Snapshot, Tree, is_promotion, template_name
 from .taking import taken
 
 
@@ -357,21 +357,6 @@ class Checkpoints:
     def _template_facts(self, seen: Seen, wanted: Checkpoint) -> dict[str, Any]:
         found = re.search(_mark(wanted.name).pattern + r" at=(\S+)", _text(seen))
         return {**self.facts(seen.vmid, wanted.name, "template"), "created_at": found.group(1) if found else None}
-
-
-def template_name(name: str) -> str:
-    """The name of the template that a snapshot becomes: a DNS name."""
-    return name.replace("_", "-").rstrip("-")
-
-
-def is_promotion(text: str, vmid: int, name: str, identity: Identity | None) -> bool:
-    """Whether a description is that of a template made of this VM's snapshot."""
-    words = text.split()
-    of = next((word for word in words if word.startswith("of=")), None)
-    if f"checkpoint={name}" not in words or of not in (None, f"of={vmid}"):
-        return False
-    # A template that does not say of which VM it is: its identity tells, where there is one.
-    return identity is None or identity.owns(text)
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .checkpoints import is_promotion
 from .disks import bases, disks
 from .fleet import each, with_config
 from .fleet import machines as fleet_of
 from .node import Node
-from .snapshots import Tree
+from .snapshots import Tree, is_promotion
 
 _MARK = re.compile(r"(?<!\S)checkpoint=(\S+)(?: at=(\S+))?")
 _STATE = re.compile(r"vm-\d+-state-([A-Za-z][\w-]*)")

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .checkpoints import Checkpoint, Checkpoints, template_name, validate
+from .checkpoints import Checkpoint, Checkpoints, validate
 from .config import Wanted
 from .errors import NotFound, NotPossible
 from .machines import Change, persist
 from .node import Seen, Source
+from .snapshots import template_name
 
 
 def promoted(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from .config import Identity
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -84,3 +86,18 @@ class Tree:
 
     def _parent(self, snapshot: Snapshot) -> str | None:
         return snapshot.parent if snapshot.parent in self.by_name else None
+
+
+def template_name(name: str) -> str:
+    """The name of the template that a snapshot becomes: a DNS name."""
+    return name.replace("_", "-").rstrip("-")
+
+
+def is_promotion(text: str, vmid: int, name: str, identity: Identity | None) -> bool:
+    """Whether a description is that of a template made of this VM's snapshot."""
+    words = text.split()
+    of = next((word for word in words if word.startswith("of=")), None)
+    if f"checkpoint={name}" not in words or of not in (None, f"of={vmid}"):
+        return False
+    # A template that does not say of which VM it is: its identity tells, where there is one.
+    return identity is None or identity.owns(text)
