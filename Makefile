@@ -21,8 +21,9 @@ setup-test:
 vibe: setup ## A machine's whole life on the embedded lab (KEEP=1 leaves it up)
 	@$(BIN)/autovibe vibe $(if $(KEEP),--keep)
 
-# By file, in the order of the files: the long ones stand in tests/, which comes first. PARALLEL= runs one test at a time.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# By file, in the order of the files: the long ones stand in tests/, which comes first. Half of their time is waiting, so
+# there is one process more than there are cores. PARALLEL= runs one test at a time.
+PARALLEL ?= -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup-test ## Run every test but the long ones
 	@$(BIN)/pytest -m 'not soak' $(PARALLEL) $(PYTEST_ARGS)
@@ -43,6 +44,11 @@ bench: setup ## Print how long we take beside the bare API calls and community.p
 	@$(BIN)/python tests/bench/spawn.py
 	@$(BIN)/python tests/bench/collection.py
 	@$(BIN)/python tests/bench/money.py
+	@$(BIN)/python tests/bench/ledger.py
+	@$(BIN)/python tests/bench/api.py
+	@$(BIN)/python tests/bench/checkpoints.py
+	@$(BIN)/python tests/bench/ends.py
+	@$(BIN)/python tests/bench/guests.py
 
 schema: setup ## Write schema/schema.sql anew from the migrations
 	@$(BIN)/python -m autovibe.schema

@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 
 import pytest
-from sites import Site, running_site
+from sites import RUNNING, Site, running_site
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failure's report shows what the real guests were doing: their consoles are gone afterwards."""
+    report = yield
+    if report.failed:
+        for site in RUNNING:
+            report.sections += site.guests()
+    return report
 
 
 @pytest.fixture(scope="module")

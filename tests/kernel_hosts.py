@@ -40,6 +40,9 @@ class KernelHost(hosts.Host):
         self.port = _free_port()
         # QEMU's own names for network cards depend on the machine's type.
         self._put("etc/systemd/network/10-eth0.link", "[Match]\nDriver=virtio_net\n[Link]\nName=eth0\n")
+        # As Proxmox VE has it: else udev may give a bridge another address after it has got its own.
+        policy = "usr/lib/systemd/network/99-default.link.d/proxmox-mac-address-policy.conf"
+        self._put(policy, "[Link]\nMACAddressPolicy=none\n")
         self._put("etc/network/interfaces", "auto lo\niface lo inet loopback\n" + NETWORK)
         (self._folder / "upper/root/.ssh").chmod(0o700)
         host_key = (self._tree / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
@@ -64,7 +67,7 @@ class KernelHost(hosts.Host):
         command += ["-device", "virtio-net-pci,netdev=net,romfile=", "-device", "virtio-rng-pci"]
         (self._folder / "console").touch()
         self._nspawn = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        self._until("does not come up", self._is_up, seconds=240)
+        self._until("does not come up", self._is_up, seconds=600)
         self._write_inventory()
 
     def _is_up(self) -> bool:

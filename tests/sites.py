@@ -10,12 +10,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+from autovibe_lab.paths import LabPaths
+
 ROOT = Path(__file__).resolve().parents[1]
 BINARIES = Path(sys.executable).parent
+CONSOLE_LINES = 50
+#: The sites that are up now, in this process.
+RUNNING: list[Site] = []
 
 
 def free_port() -> int:
@@ -66,9 +73,24 @@ class Site:
         self.autovibe("lab", "up", "--port", str(self.lab_port), "--hub-port", str(self.hub_port), *arguments)
 
     def logs(self) -> str:
-        """The tails of the hub's and the lab's logs, for a failure's message."""
+        """The tails of the hub's, the lab's and the guests' logs, for a failure's message."""
         found = sorted([*self.state.glob("log/*.log"), *self.state.glob("lab/*.log")])
-        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2000:]}" for path in found)
+        tails = [f"--- {path}\n{path.read_text(errors='replace')[-2000:]}" for path in found]
+        return "\n".join([*tails, *(f"--- {title}\n{text}" for title, text in self.guests())])
+
+    def guests(self) -> list[tuple[str, str]]:
+        """(title, text) of each real guest that has run: its process, its console's last lines, what QEMU said."""
+        consoles = sorted(LabPaths((self.state / "lab").absolute()).run.glob("*.console"))
+        load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
+        machine = f"load {load}; {psutil.virtual_memory().available >> 20} MiB of memory left"
+        found = []
+        for console in consoles:
+            said = console.read_text(errors="replace").splitlines()[-CONSOLE_LINES:]
+            with contextlib.suppress(FileNotFoundError):
+                said += ["QEMU's own log:", *console.with_suffix(".log").read_text(errors="replace").splitlines()[-20:]]
+            title = f"guest {console.stem}: {_process(console.with_suffix('.pid'))}; {machine}"
+            found.append((title, "\n".join(said)))
+        return found
 
     def down(self) -> None:
         for arguments in (("down",), ("lab", "down")):
@@ -86,17 +108,32 @@ class Site:
         )
 
 
+def _process(pid_file: Path) -> str:
+    """What a guest's QEMU does."""
+    try:
+        process = psutil.Process(int(pid_file.read_text()))
+        used, age = process.cpu_times(), time.time() - process.create_time()
+        return f"{process.status()}, {used.user + used.system:.0f} s of processor in {age:.0f} s"
+    except (OSError, ValueError, psutil.Error):
+        return "does not run"
+
+
 @contextlib.contextmanager
 def running_site(*lab_arguments: str, environment: dict[str, str] | None = None, hub: bool = True) -> Iterator[Site]:
     folder = Path(tempfile.mkdtemp(prefix="autovibe-site-"))
     folder.chmod(0o711)  # the embedded database's user has to get to its own folder in it
+    if "--no-image" in lab_arguments:
+        # Null guests have no agent that could enrol.
+        environment = {"AUTOVIBE_MACHINE_REVIVE_SECONDS": "3600", **(environment or {})}
     site = Site(folder / "state", environment)
     site.state.mkdir(mode=0o711)
+    RUNNING.append(site)
     try:
         site.lab_up(*lab_arguments)
         if hub:
             site.autovibe("up", "--detach")
         yield site
     finally:
+        RUNNING.remove(site)
         site.down()
         shutil.rmtree(folder, ignore_errors=True)

@@ -137,9 +137,11 @@ def test_a_turn_that_does_not_come_is_done_without(lab):
         turn.__exit__(None, None, None)
 
 
-def test_a_folder_that_is_not_ours_alone_is_not_used(lab, tmp_path):
+def test_without_a_folder_that_is_ours_alone_all_works_as_well(lab, tmp_path, monkeypatch):
     from ansible_collections.autovibe.proxmox.plugins.module_utils.pve import shared
 
+    monkeypatch.setattr(shared, "MEMORY", "/nonexistent")
+    monkeypatch.setattr(shared.tempfile, "tempdir", str(tmp_path))
     folder = Path(shared.folder())
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)

@@ -88,6 +88,39 @@ def test_root_leaves_a_clone_alone_that_is_under_way(lab, source, patience):
     assert [task["type"] for task in lab.aids.tasks() if task["type"] in ("qmclone", "qmdestroy")] == ["qmclone"]
 
 
+@pytest.mark.parametrize("given", [None, 205], ids=["next id", "given id"])
+def test_another_clone_with_our_id_that_began_at_the_same_moment_is_no_failure_of_ours(lab, given, monkeypatch):
+    """Both calls found the id free; the task of the later one says that it no longer is."""
+    theirs, ours, upids = connected(lab), connected(lab), []
+    begin = ours.begin_clone
+
+    def overtaken(source: Source, newid: int, **values: Any) -> str:
+        if upids:
+            return begin(source, newid, **values)
+        lab.node.tasks.gate.clear()
+        upids.append(theirs.begin_clone(source, newid, name="theirs"))
+        upid = begin(source, newid, **values)
+        lab.loop.call_soon_threadsafe(lab.node.tasks.gate.set)
+        return upid
+
+    monkeypatch.setattr(ours, "begin_clone", overtaken)
+    wanted = Wanted(name="ours", identity=Identity.of(**ME))
+
+    def made() -> int:
+        return ours.ensure(given, wanted, source=lambda: Source(BASE), lookup=False).facts["vm_id"]
+
+    if given:
+        with pytest.raises(errors.IdentityError, match="belongs to another VM"):
+            made()
+        vmid = given
+    else:
+        vmid = made() - 1
+    theirs.task(upids[0])
+    assert ours.config(vmid)["name"] == "theirs"
+    ends = [one["exitstatus"] for one in lab.aids.tasks() if one["type"] == "qmclone"]
+    assert sum("already exists" in end for end in ends) == 1
+
+
 def test_a_process_that_was_stopped_while_it_looked_stops_nobody(lab):
     holder, begun = connected(lab).tasks.shared("pve1"), time.monotonic()
     with holder.polling() as mine:

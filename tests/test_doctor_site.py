@@ -48,7 +48,7 @@ def test_what_is_wrong_is_named_with_what_to_do(lab, tmp_path):
     config.save()
     found = findings(tmp_path)
     assert "lacks VM.Clone on /pool/autovibe" in found["pool"]["message"]
-    assert "the token may not use it" in found["bridge"]["message"]
+    assert "the token may not use vmbr1" in found["bridge"]["message"]
     assert "playbooks/host.yml" in found["pool"]["hint"]
 
 

@@ -193,7 +193,7 @@ def made(site: Site) -> dict[str, Play]:
 
 def test_check_mode_on_a_bare_host_says_what_is_then_done(made):
     assert made["nothing"].output == ""
-    assert len(made["told"].said) == 24
+    assert len(made["told"].said) == 25
     finished = f"token {TOKEN}: its secret is kept"
     assert [line for line in spoken(made["real"]) if line != finished] == made["told"].said
 
@@ -290,9 +290,31 @@ def test_it_refuses_what_would_break_something(site, made):
     site.secret_file.write_text(kept)
     other = [{"name": "machines", "type": "dir", "content": ["images"], "options": {"path": "/srv"}}]
     assert "exists with type 'zfspool', not 'dir'" in site.refused(proxmox_host_storages=other)
+    away = str(site.secret_file.with_name("away"))
+    assert f"{away} is not there: put the password of root@pam" in site.refused(proxmox_host_admin_password_file=away)
     wrong = site.secret_file.with_name("wrong")
     wrong.write_text("not the password")
     assert "root@pam is refused" in site.refused(proxmox_host_admin_password_file=str(wrong))
+
+
+def test_a_user_of_somebody_else_is_left_alone(site, made):
+    users = site.access.config.users
+    users["alice@pve"] = type(users["root@pam"])(comment="Alice")
+    site.access.config.set_acl("/", "alice@pve", "Administrator", True)
+    site.access.config.save()
+    before = site.writes()
+    for state in ("present", "absent"):
+        said = site.refused(proxmox_host_token_id="alice@pve!autovibe", proxmox_host_state=state)
+        assert "alice@pve exists and is not this role's" in said
+    assert site.writes() == before
+    del users["alice@pve"]
+    site.access.config.unset_acl("/", "alice@pve", "Administrator")
+    site.access.config.save()
+
+
+def test_a_backup_server_that_does_not_answer_is_named(site, made):
+    away = {**site.variables["proxmox_host_pbs"], "port": 1}
+    assert "https://127.0.0.1:1/api2/json/config/verify: " in site.refused(proxmox_host_pbs=away)
 
 
 def test_the_secret_can_be_kept_encrypted(site, made, tmp_path):
@@ -328,6 +350,7 @@ def test_the_roles_are_those_that_are_proven_to_be_needed(version):
     inside = "VM.Monitor" if version < 9 else "VM.GuestAgent.Unrestricted"
     roles = {role: frozenset(inside if "{{" in name else name for name in names) for role, names in listed.items()}
     assert roles.pop("AutovibeTemplate") == {"VM.Audit", "VM.Clone"}
+    assert roles.pop("AutovibeHub") == {"VM.Audit", "VM.Config.Options", "VM.Snapshot"}
     assert roles == lab_site.roles(version)
 
 

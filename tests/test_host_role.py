@@ -39,7 +39,7 @@ case "$tool $verb" in
 tank version - default
 '; exit 0;;
 "zpool create") case " $* " in *" -n "*) exit 0;; esac; echo "$tool $verb $*" >>$state/log; : >$state/tank; exit 0;;
-"zfs list") for name; do :; done; test -e $state/$(echo $name | tr / ,); exit;;
+"zfs list") for name; do :; done; test -e $state/$(echo $name | tr / ,) && echo $name; exit;;
 "zfs create") echo "$tool $verb $*" >>$state/log; for name; do :; done; file=$state/$(echo $name | tr / ,); : >$file
   while [ $# -gt 1 ]; do [ "$1" = -o ] && echo "$2" >>$file; shift; done;;
 "zfs get") for name; do :; done; file=$state/$(echo $name | tr / ,)
@@ -145,6 +145,17 @@ def test_the_settings_are_in_force(pve, made):
     assert armed(pve) == ""
 
 
+def test_a_handler_that_never_ran_runs_next_time(pve, made):
+    """As after a kill between the file and the end of the play."""
+    pve.run("touch /etc/chrony/sources.d/x && rm /etc/chrony/sources.d/x")
+    late = converge(pve, "--tags", "proxmox_host_time")
+    assert [name.split(" : ")[-1] for name in late.changed_tasks] == [
+        "Look whether chronyd has read its servers",
+        "Read the time servers",
+    ]
+    assert converge(pve, "--tags", "proxmox_host_time").changed == 0
+
+
 def test_a_parameter_that_nobody_asks_for_is_forgotten(pve, made):
     converge(pve, "--tags", "proxmox_host_sysctl", proxmox_host_sysctl={"net.ipv4.conf.all.send_redirects": "0"})
     assert "log_martians" not in pve.read("/etc/sysctl.d/80-autovibe.conf")
@@ -227,11 +238,18 @@ def test_repositories_are_switched_as_the_user_chose(pve, made):
     pve.run(f"rm {folder}/*")
 
 
-def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve):
+@pytest.fixture
+def zfs(pve: Host) -> Iterator[None]:
     for tool in ("vgs", "lvs", "pvs", "vgcreate"):
         pve.write(f"/usr/local/sbin/{tool}", "#!/bin/sh\n", "755")
     for tool in ("zpool", "zfs"):
         pve.write(f"/usr/local/sbin/{tool}", ZFS, "755")
+    yield
+    # The undo would leave it, as it leaves the keys.
+    pve.run(f"systemctl disable {UNIT.rpartition('/')[2]}; rm -rf /etc/autovibe {UNIT} /srv/zfs /usr/local/sbin/*")
+
+
+def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve, zfs):
     disks = ("--tags", "proxmox_host_disks")
     wanted = {
         "proxmox_host_zpools": [{"name": "tank", "vdevs": [{"type": "mirror", "disks": ["/dev/a", "/dev/b"]}]}],
@@ -259,8 +277,37 @@ def test_a_pool_takes_only_disks_that_were_given_up_and_is_made_once(pve):
     assert key not in real.output
     assert pve.run("stat -c %a /etc/autovibe/zfs-keys/tank-machines.key").stdout.strip() == "600"
     assert converge(pve, *disks, **wanted).changed == 0
-    # The undo would leave it, as it leaves the keys.
-    pve.run(f"systemctl disable {UNIT.rpartition('/')[2]}; rm -r /etc/autovibe {UNIT} /srv/zfs /usr/local/sbin/*")
+
+
+def test_the_key_of_a_dataset_is_kept_and_brought_back_and_never_replaced(pve, zfs, tmp_path):
+    def disks(*options: str, check: bool = True) -> Play:
+        wanted = {
+            "proxmox_host_zpools": [{"name": "tank", "vdevs": [{"type": "stripe", "disks": ["/dev/a"]}]}],
+            "proxmox_host_zfs_datasets": [{"name": "tank/machines", "encrypted": True}],
+            "proxmox_host_erase_disks": ["/dev/a"],
+            "proxmox_host_zfs_key_copy_dir": str(tmp_path),
+        }
+        return converge(pve, "--tags", "proxmox_host_disks", *options, check=check, **wanted)
+
+    key, copy = "/etc/autovibe/zfs-keys/tank-machines.key", tmp_path / "pve1-tank-machines.key"
+    told = disks("--check")
+    assert {"Make a key", "Write the copy"} <= {name.split(" : ")[-1] for name in told.changed_tasks}
+    assert not copy.exists()
+    disks()
+    first = pve.read(key)
+    assert copy.read_text() == first
+    assert copy.stat().st_mode & 0o777 == 0o600
+    # A system disk that was made anew: the dataset is on other disks.
+    pve.run(f"rm {key}")
+    assert first.strip() not in disks("--diff").output
+    assert (pve.read(key), pve.run(f"stat -c %a {key}").stdout) == (first, "600\n")
+    assert disks().changed == 0
+    copy.write_text("another\n")
+    assert "is another key than" in " ".join(disks(check=False).output.split())
+    copy.unlink()
+    pve.run(f"rm {key}")
+    assert "would not open it" in " ".join(disks(check=False).output.split())
+    assert pve.run(f"test -e {key}", check=False).returncode != 0
 
 
 def test_a_host_that_is_no_proxmox_or_is_full_is_refused(pve, made):

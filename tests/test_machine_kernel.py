@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
+from guest_world import GATEWAY_MAC
 from hosts import Host
 from kernel_hosts import NETWORK, kernel_host
 from network_hosts import INTERFACES, PACKAGES, add_guests, attempts, check_phases, phases, play, settle, world
@@ -26,7 +27,8 @@ def h() -> Iterator[Host]:
 
 
 def test_a_machine_reaches_its_hub_and_nothing_else(h: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    play(h)
+    play(h, timeout=1800)
+    assert h.read("/sys/class/net/vmbr1/address").strip() == GATEWAY_MAC
     assert 'meta ibrname "vmbr1"' in h.run("nft list chain bridge autovibe prerouting").stdout
     add_guests(h)
     # What comes after a reload, a restart and a reboot does not depend on the kernel: see test_machine_isolation.

@@ -48,6 +48,7 @@ def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before:
     assert outside(h) == before, "check mode changes nothing"
     assert play(h).changed_tasks == predicted.changed_tasks != []
     assert play(h).changed == 0
+    assert play(h, "--check").changed == 0
 
 
 def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
@@ -92,6 +93,23 @@ def test_a_removal_spares_running_guests_and_leaves_nothing(h: Host, before: str
     assert h.run("ip link show vmbr1", check=False).returncode != 0
 
 
+def test_rules_that_cannot_be_loaded_leave_the_bridge_closed(plain: Host) -> None:
+    play(plain)
+    plain.run("echo nonsense >>/etc/autovibe/network.nft")
+    plain.reboot()
+    assert "failed" in plain.run("systemctl is-active autovibe-network.service", check=False).stdout
+    plain.run("ip link add tap110i0 type veth peer name g1; ip link set tap110i0 master vmbr1 up")
+    wait_for(plain, "bridge -details link show dev tap110i0 | grep -q 'isolated on'")
+    plain.run("ip link delete tap110i0")
+    chains = plain.run("nft list table inet autovibe").stdout
+    assert 'iifname "vmbr1" counter' in chains
+    assert "drop" in chains
+    # The next play, and the watch that has never given up, set it right.
+    play(plain)
+    wait_for(plain, "systemctl is-active autovibe-network-watch && nft list set bridge autovibe ports")
+    play(plain, machine_network_state="absent")
+
+
 @pytest.mark.soak
 def test_a_bad_option_of_the_management_bridge_is_taken_back(plain: Host) -> None:
     play(plain, machine_network_management_options={"bridge-ageing": "200"})
@@ -119,14 +137,47 @@ def test_a_bridge_of_the_site_is_not_taken_over(plain: Host) -> None:
     assert plain.run("ip link show vmbr1").stdout
 
 
-def test_guests_that_are_not_ours_are_not_cut_off(plain: Host) -> None:
+STRANGERS = """
+    ip link add vmbr1 type bridge; ip link set vmbr1 up
+    ip link add tap500i0 type veth; ip link set tap500i0 master vmbr1
+    ip link add eno2 type veth; ip link set eno2 master vmbr1
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "variables", "says"),
+    [
+        (STRANGERS, {}, "cut them off: eno2 (not in machine_network_bridge_ports), "
+                        "guest 501's net1 (bc:24:11:00:00:02), tap500i0 (bc:24:11:00:00:01). Move"),
+        ("ip addr add 192.168.100.7/26 dev vmbr0", {}, "This host reaches 192.168.100.0/26 by vmbr0"),
+        ("ip addr add 192.168.7.7/16 dev vmbr0", {}, "This host reaches 192.168.0.0/16 by vmbr0"),
+        ("ip route add 192.168.100.64/26 via 10.9.0.2", {}, "This host reaches 192.168.100.64/26 by vmbr0"),
+        ("echo 'iface vmbr1 inet manual' >/etc/network/interfaces.d/own", {}, "vmbr1 is defined in /etc/network/inter"),
+        ("", {"machine_network_gateway": "10.0.0.1"}, "(10.0.0.1) is no host's address in machine_network_network"),
+        ("", {"machine_network_hubs": [{"address": "192.168.100.30"}]}, "would be a machine's, too"),
+        ("", {"machine_network_gateway": "192.168.100.2"}, "must all differ"),
+    ],
+)  # fmt: skip
+def test_nothing_is_cut_off_that_is_not_ours(plain: Host, there: str, variables: dict[str, object], says: str) -> None:
     plain.write("/etc/pve/qemu-server/500.conf", "net0: virtio=BC:24:11:00:00:01,bridge=vmbr1\n")
-    plain.run("ip link add vmbr1 type bridge; ip link add tap500i0 type veth; ip link set tap500i0 master vmbr1")
-    refused = play(plain, check=False)
-    plain.run("ip link delete tap500i0; ip link delete vmbr1")
-    assert refused.returncode != 0
-    assert "would cut them off: tap500i0 (bc:24:11:00:00:01)" in " ".join(refused.output.split())
-    assert plain.run("nft list ruleset").stdout == ""
+    plain.write("/etc/pve/qemu-server/501.conf", "net1: virtio=BC:24:11:00:00:02,bridge=vmbr1\n")
+    plain.write("/etc/pve/qemu-server/502.conf", "template: 1\nnet0: virtio=BC:24:11:00:00:03,bridge=vmbr1\n")
+    plain.run(there)
+    if not there:
+        plain.run("rm -r /etc/pve")
+    before = outside(plain)
+    refused = play(plain, check=False, **variables)
+    told = play(plain, "--check", check=False, **variables) if there == STRANGERS else refused
+    after = outside(plain)
+    plain.run("""
+        for link in tap500i0 eno2 vmbr1; do ip link delete $link; done 2>/dev/null
+        rm -rf /etc/pve /etc/network/interfaces.d/own; ip route del 192.168.100.64/26 2>/dev/null
+        ip addr del 192.168.100.7/26 dev vmbr0 2>/dev/null; ip addr del 192.168.7.7/16 dev vmbr0 2>/dev/null; true
+    """)
+    for run in (told, refused):
+        assert run.returncode != 0
+        assert says in " ".join(run.output.split())
+    assert after == before
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,10 @@ def test_both_templates_are_made_once_and_as_check_mode_says(site: Site) -> None
     told = site.ok("--check", "--diff")
     made = site.ok("--diff")
     assert [r.get("diff") for r in told.results] == [r.get("diff") for r in made.results]
-    again = site.ok()
+    again, checked = site.ok(), site.ok("--check")
     assert made.changed
     assert not again.changed
+    assert not checked.changed
     machine, hub = (site.configs(build["name"])[0] for build in BUILDS)
     assert (machine["vm_id"], hub["vm_id"]) == ("800", "801")
     assert [machine[key] for key in ("cores", "memory", "cpu", "ciupgrade")] == ["2", "4096", "host", "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import time
@@ -40,11 +41,11 @@ class Aids:
 
     def vms(self, machine_uuid: str) -> list[int]:
         """The VMs whose description names this machine."""
-        return [
-            int(path.stem)
-            for path in (self.folder / "qemu-server").glob("*.conf")
-            if machine_uuid in path.read_text().split("\n[", 1)[0]
-        ]
+        found = []
+        for path in (self.folder / "qemu-server").glob("*.conf"):
+            with contextlib.suppress(FileNotFoundError):  # removed while we look
+                found += [int(path.stem)] if machine_uuid in path.read_text().split("\n[", 1)[0] else []
+        return found
 
     def snapshots(self, vm_id: int) -> list[str]:
         text = (self.folder / "qemu-server" / f"{vm_id}.conf").read_text()
@@ -170,5 +171,5 @@ def test_nothing_of_a_killed_run_is_left(site: Any) -> None:
                 continue
         return marked
 
-    wait_for(lambda: not leftover(), "the end of all runs")
-    assert list(site.state.glob("runs/*/secrets")) == []
+    # One condition: the scheduler reads the fleet every minute, in a run that has a folder before it has processes.
+    wait_for(lambda: not leftover() and not list(site.state.glob("runs/*/secrets")), "the end of all runs")

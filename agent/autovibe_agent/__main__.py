@@ -35,7 +35,7 @@ def main() -> int:
     except (OSError, ValueError, KeyError) as error:
         logging.error("cannot begin: %s", error)
         return EXIT_FAILED
-    signal.signal(signal.SIGTERM, lambda *_: end(life))
+    signal.signal(signal.SIGTERM, end)
     try:
         life.run()
     except IdentityIsOver as error:
@@ -47,10 +47,9 @@ def main() -> int:
     return EXIT_DONE
 
 
-def end(life: Life) -> None:
-    """SIGTERM: the CLI goes first. Nothing is reported: whoever sent it knows."""
-    if life.process is not None and not life.process.ended.is_set():
-        life.process.stop()
+def end(*_) -> None:
+    """SIGTERM: the CLI is ended, its work kept and gone on with later. Nothing is reported: whoever sent it knows."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -6,13 +6,53 @@ A new type is one module of this package, named as the type, with one subclass o
 import importlib
 import os
 import re
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autovibe_agent.paths import Paths, User
 
+if TYPE_CHECKING:
+    from autovibe_agent.hooks import Hooks
+    from autovibe_agent.local_gateway import LocalGateway
+
 SUCCEEDED, FAILED, OUT_OF_BUDGET, STOPPED = "succeeded", "failed", "out_of_budget", "stopped"
+PAYMENT_REQUIRED = 402
+#: Statuses below 500 of a hub or a provider that may answer later.
+TRY_AGAIN = (408, 429)
 TAIL_CHARS = 2000
+MAX_RESUMES = 10
+IDLE_SECONDS = 1800.0
+OUTPUT_BYTES = 256 << 20
+GO_ON = (
+    "You were interrupted: the machine that you work on was stopped and started again. Go on with your task from where "
+    "you were. Look first at what is done already; do not do it again."
+)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a CLI that has hooks is checkpointed by what it does.
+
+    Before a command that one of the patterns `risky` finds something in, for which it waits `risky_seconds` at most (0:
+    never); and at the end of a turn that is not its last.
+    """
+
+    risky: tuple[str, ...] = ()
+    risky_seconds: float = 0.0
+    turns: bool = False
+
+    @classmethod
+    def of(cls, answer: dict) -> "Guard":
+        return cls(
+            risky=tuple(str(pattern) for pattern in answer.get("risky") or ()),
+            risky_seconds=float(answer.get("risky_seconds") or 0),
+            turns=bool(answer.get("turns")),
+        )
+
+    def __bool__(self) -> bool:
+        return self.turns or bool(self.risky and self.risky_seconds)
 
 
 @dataclass(frozen=True)
@@ -25,14 +65,16 @@ class Assignment:
     files: list[dict]
     wall_seconds: float
     max_turns: int | None
-    checkpoint_seconds: float
-    checkpoint_calls: int
+    max_resumes: int
+    idle_seconds: float
+    output_bytes: int
     gateway_url: str
     model: str | None
+    guard: Guard = Guard()
 
     @classmethod
     def of(cls, answer: dict) -> "Assignment":
-        limits, checkpoint = answer.get("limits") or {}, answer.get("checkpoint") or {}
+        limits = answer.get("limits") or {}
         return cls(
             agent_type=str(answer["agent_type"]),
             prompt=str(answer.get("prompt") or ""),
@@ -40,10 +82,12 @@ class Assignment:
             files=list(answer.get("files") or []),
             wall_seconds=float(limits.get("wall_seconds") or 3600),
             max_turns=limits.get("max_turns"),
-            checkpoint_seconds=float(checkpoint.get("every_seconds") or 300),
-            checkpoint_calls=int(checkpoint.get("every_calls") or 5),
+            max_resumes=int(limits.get("max_resumes", MAX_RESUMES)),
+            idle_seconds=float(limits.get("idle_seconds") or IDLE_SECONDS),
+            output_bytes=int(limits.get("output_bytes") or OUTPUT_BYTES),
             gateway_url=str(answer["gateway_url"]),
             model=answer.get("model"),
+            guard=Guard.of(answer.get("checkpoints") or {}),
         )
 
 
@@ -57,12 +101,16 @@ class Message:
 
 @dataclass
 class Outcome:
-    """How the work ended: succeeded, failed, out_of_budget or stopped."""
+    """How the work ended: succeeded, failed, out_of_budget or stopped.
+
+    `passing`: what ended it says nothing of the work (a killed process, a hub that was away); it may be gone on with.
+    """
 
     outcome: str
     summary: str
     exit_code: int | None = None
     details: dict = field(default_factory=dict)
+    passing: bool = False
 
 
 class UnknownAgentType(LookupError):
@@ -70,15 +118,46 @@ class UnknownAgentType(LookupError):
 
 
 class CodingAgent:
-    """One run of one CLI. Subclasses say argv, environment and what its lines mean."""
+    """One run of one CLI. Subclasses say argv, environment, what its lines mean, and how it goes on after a break."""
 
     NAME = ""
+    #: Whether the CLI reads its key once (an OpenAI-style one): it is then given `local_gateway` before `prepare`.
+    NEEDS_LOCAL_GATEWAY = False
+    local_gateway: "LocalGateway | None" = None
+    #: Whether the CLI posts hooks as Claude Code does: it is given `hooks` before `prepare`, unless it needs none.
+    HAS_HOOKS = False
+    hooks: "Hooks | None" = None
 
     def __init__(self, assignment: Assignment, paths: Paths, user: User):
         self.assignment = assignment
         self.paths = paths
         self.user = user
-        self.error_tail = ""
+        self.error_tail = self.output_tail = ""
+        self.resumed = False
+        self._turns_before = 0
+
+    def resume(self, session: dict) -> None:
+        """Makes this run go on with what an earlier one, of which `session` is kept, has begun.
+
+        Called before `prepare`. Without more, the CLI begins again, in the workspace as it is.
+        """
+        self.resumed = True
+        self._turns_before = int(session.get("turns") or 0)
+
+    def session(self) -> dict:
+        """What `resume` needs to know of this run: kept on the disk while it works. JSON, small."""
+        return {"turns": self.turns}
+
+    @property
+    def turns(self) -> int:
+        """The model's answers so far, those before a resume included; 0 when nobody counts them."""
+        return self._turns_before + (self.local_gateway.answers if self.local_gateway else 0)
+
+    @property
+    def turns_left(self) -> int | None:
+        """How many more answers a resumed run may have, at least one; None without a limit."""
+        limit = self.assignment.max_turns
+        return max(1, int(limit) - self._turns_before) if limit else None
 
     def prepare(self) -> None:
         """Writes what the CLI needs before it starts."""
@@ -104,10 +183,12 @@ class CodingAgent:
             "AUTOVIBE_GATEWAY_URL": self.assignment.gateway_url,
             "AUTOVIBE_TOKEN_FILE": str(self.paths.token),
             "AUTOVIBE_CA_FILE": str(self.paths.ca),
+            "AUTOVIBE_RESUMED": "1" if self.resumed else "0",
         }
 
     def read_output(self, line: str) -> list[Message]:
         """What one line of standard output says."""
+        self.output_tail = (self.output_tail + line)[-TAIL_CHARS:]
         return [Message("text", line)] if line.strip() else []
 
     def read_error(self, line: str) -> list[Message]:
@@ -123,12 +204,28 @@ class CodingAgent:
         """How it ended, told from its own ending: not stopped by anybody."""
         if exit_code == 0:
             return Outcome(SUCCEEDED, "command ended with 0", exit_code)
-        return Outcome(FAILED, f"command {ending(exit_code)}: {self.error_tail.strip()[-500:]}", exit_code)
+        why = f"command {ending(exit_code)}: {self.error_tail.strip()[-500:]}"
+        return Outcome(FAILED, why, exit_code, passing=was_killed(exit_code))
+
+    def ended_by_gateway(self, exit_code: int, why: str, details: dict) -> Outcome:
+        """How a CLI that did not succeed has ended, by what the local gateway has seen last."""
+        status = self.local_gateway.last_status if self.local_gateway else None
+        if status == PAYMENT_REQUIRED:
+            return Outcome(OUT_OF_BUDGET, why, exit_code, details)
+        if self.local_gateway and self.local_gateway.is_exhausted:
+            return Outcome(FAILED, f"stopped at the limit of turns: {why}", exit_code, details)
+        passing = was_killed(exit_code) or (status is not None and (status >= 500 or status in TRY_AGAIN))
+        return Outcome(FAILED, why, exit_code, details, passing=passing)
 
 
 def ending(exit_code: int) -> str:
     """An exit code in words."""
     return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with {exit_code}"
+
+
+def was_killed(exit_code: int) -> bool:
+    """Whether somebody else ended it (the kernel that ran out of memory, a person): SIGKILL or SIGTERM."""
+    return exit_code in (-signal.SIGKILL, -signal.SIGTERM)
 
 
 def find_type(name: str) -> type[CodingAgent]:

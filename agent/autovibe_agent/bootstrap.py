@@ -9,7 +9,7 @@ One file, standard library only. Run as root by the image's init, which starts i
 The agent's exit code says what comes next:
     0   the work is done and reported: wait for another identity
     75  this identity is of no more use (superseded, enrolled elsewhere, refused): wait for another identity
-    other  it died: run it again (it never repeats work that had begun)
+    other  it died: run it again (it goes on with work that had begun)
 """
 
 import argparse

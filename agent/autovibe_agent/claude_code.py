@@ -3,12 +3,22 @@
 import json
 import os
 import shlex
-import uuid
 
-from autovibe_agent.base import FAILED, OUT_OF_BUDGET, SUCCEEDED, CodingAgent, Message, Outcome, ending
+from autovibe_agent.base import (
+    FAILED,
+    OUT_OF_BUDGET,
+    PAYMENT_REQUIRED,
+    SUCCEEDED,
+    TRY_AGAIN,
+    Message,
+    Outcome,
+    ending,
+    was_killed,
+)
+from autovibe_agent.stream_json import SessionAgent, event_of, message_id, messages_of
 
 KEY_HELPER_TTL_MS = 60_000
-PAYMENT_REQUIRED = 402
+NO_ANSWER = ("API Error: Unable to connect", "API Error: Connection", "API Error: Request timed out", "API Error: 5")
 # Nothing but model calls: the guest reaches no other host, and waiting for one costs time.
 QUIET = (
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
@@ -28,35 +38,39 @@ WHY_FAILED = {
 }
 
 
-class ClaudeCodeAgent(CodingAgent):
+class ClaudeCodeAgent(SessionAgent):
     """Reads the stream of JSON lines that `claude -p --output-format stream-json` writes."""
 
     NAME = "claude_code"
+    HAS_HOOKS = True
+
+    TRANSCRIPT = ".claude/projects/*/{id}.jsonl"
+    NO_SESSION = "No conversation found with session ID"
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.session_id = str(uuid.uuid4())
-        self.result: dict | None = None
+        self._turns: set[str] = set()
         self.settings_path = self.paths.run / "claude-settings.json"
+
+    @property
+    def turns(self) -> int:
+        return self._turns_before + len(self._turns)
 
     def prepare(self) -> None:
         # The key is the machine's token: asked for anew by the helper, so that a renewed one is used.
-        settings = {"apiKeyHelper": f"cat {shlex.quote(str(self.paths.token))}"}
+        settings = {"apiKeyHelper": f"cat {shlex.quote(str(self.paths.token))}", **self.hook_settings}
         self.settings_path.write_text(json.dumps(settings), encoding="utf-8")
         self.settings_path.chmod(0o644)
 
     def argv(self) -> list[str]:
         argv = [str(self.paths.root / "usr/local/bin/claude"), "-p", "--output-format", "stream-json", "--verbose"]
         argv += ["--permission-mode", "bypassPermissions", "--settings", str(self.settings_path)]
-        argv += ["--session-id", self.session_id]
-        if self.assignment.max_turns:
-            argv += ["--max-turns", str(self.assignment.max_turns)]
+        argv += self.session_options()
+        if self.turns_left:
+            argv += ["--max-turns", str(self.turns_left)]
         if self.assignment.model:
             argv += ["--model", self.assignment.model]
         return argv
-
-    def stdin(self) -> bytes:
-        return self.assignment.prompt.encode()
 
     def environment(self) -> dict[str, str]:
         own = {
@@ -68,32 +82,27 @@ class ClaudeCodeAgent(CodingAgent):
         return {**super().environment(), **dict.fromkeys(QUIET, "1"), **engine, **own}
 
     def read_output(self, line: str) -> list[Message]:
-        try:
-            event = json.loads(line)
-        except ValueError:
+        event = event_of(line)
+        if event is None:
             return super().read_output(line)
-        if not isinstance(event, dict):
-            return []
         kind = event.get("type")
         if kind == "result":
             self.result = event
             return []
         if kind == "system" and event.get("subtype") == "init":
             return [Message("system", f"Claude Code {event.get('claude_code_version', '')} with {event.get('model')}")]
-        if kind in ("assistant", "user"):
-            return _messages(event.get("message"))
-        return []
-
-    def context(self) -> dict:
-        return {**super().context(), "session_id": self.session_id}
+        if (answer := message_id(event)) is not None:
+            self._turns.add(answer)
+        return messages_of(event) if kind in ("assistant", "user") else []
 
     def outcome(self, exit_code: int) -> Outcome:
         if self.result is None:
             why = self.error_tail.strip()[-500:] or "it said nothing"
-            return Outcome(FAILED, f"claude {ending(exit_code)} without a result: {why}", exit_code)
+            summary = f"claude {ending(exit_code)} without a result: {why}"
+            return Outcome(FAILED, summary, exit_code, passing=was_killed(exit_code))
         result = self.result
         keys = ("subtype", "num_turns", "session_id", "total_cost_usd", "usage", "terminal_reason", "api_error_status")
-        details = {key: result[key] for key in keys if result.get(key) is not None}
+        details = {key: result[key] for key in keys if result.get(key) is not None} | {"turns": self.turns}
         text = str(result.get("result") or "")[:4000]
         # An API error comes as is_error with subtype "success": is_error decides.
         if not result.get("is_error") and result.get("subtype") == "success" and exit_code == 0:
@@ -101,7 +110,9 @@ class ClaudeCodeAgent(CodingAgent):
         if _is_out_of_budget(result):
             return Outcome(OUT_OF_BUDGET, text or "the budget is used up", exit_code, details)
         why = WHY_FAILED.get(str(result.get("subtype")), f"claude {ending(exit_code)}")
-        return Outcome(FAILED, f"{why}: {text}" if text else why, exit_code, details)
+        summary = f"{why}: {text}" if text else why
+        passing = _is_passing(result) or self.session_is_lost
+        return Outcome(FAILED, summary, exit_code, details, passing=passing)
 
 
 def _is_out_of_budget(result: dict) -> bool:
@@ -111,36 +122,9 @@ def _is_out_of_budget(result: dict) -> bool:
     return bool(result.get("is_error")) and str(result.get("result") or "").startswith("API Error: 402")
 
 
-def _messages(message) -> list[Message]:
-    """The text, tool calls and failed tool results of one message."""
-    content = message.get("content") if isinstance(message, dict) else None
-    blocks = content if isinstance(content, list) else []
-    return [found for block in blocks if isinstance(block, dict) for found in _block(block)]
-
-
-def _block(block: dict) -> list[Message]:
-    kind = block.get("type")
-    if kind == "text" and str(block.get("text", "")).strip():
-        return [Message("text", str(block["text"]))]
-    if kind == "tool_use":
-        return [Message("tool", f"{block.get('name')} {_tool_target(block.get('input'))}".strip())]
-    if kind == "tool_result" and block.get("is_error"):
-        return [Message("error", _result_text(block.get("content")))]
-    return []
-
-
-def _tool_target(arguments) -> str:
-    """What a tool call is about, in one line: its command, its file, or its arguments."""
-    if not isinstance(arguments, dict):
-        return ""
-    for key in ("command", "file_path", "path", "pattern", "url", "description"):
-        if isinstance(arguments.get(key), str):
-            return arguments[key]
-    return json.dumps(arguments)[:200]
-
-
-def _result_text(content) -> str:
-    if isinstance(content, str):
-        return content
-    texts = [str(part.get("text", "")) for part in content or [] if isinstance(part, dict)]
-    return "\n".join(texts)
+def _is_passing(result: dict) -> bool:
+    """Whether the hub did not answer, or not in time: nothing is wrong with the work."""
+    status = str(result.get("api_error_status") or "")
+    if status:
+        return status.isdecimal() and (int(status) >= 500 or int(status) in TRY_AGAIN)
+    return bool(result.get("is_error")) and str(result.get("result") or "").startswith(NO_ANSWER)

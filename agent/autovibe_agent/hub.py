@@ -61,9 +61,9 @@ class Hub:
             context.verify_flags |= NO_CHECK_TIME
         return context
 
-    def call(self, method: str, path: str, body: dict | None = None) -> dict:
+    def call(self, method: str, path: str, body: dict | bytes | None = None) -> dict:
         """The answer's JSON object ({} when it has none); HubUnreachable or HubRefused otherwise."""
-        data = None if body is None else _encode(body)
+        data = body if body is None or isinstance(body, bytes) else _encode(body)
         try:
             status, content = self._exchange(method, path, data)
         except ssl.SSLCertVerificationError as error:
@@ -75,7 +75,7 @@ class Hub:
             raise HubUnreachable(f"{method} {path}: {type(error).__name__}: {error}") from error
         return self._read(method, path, status, content)
 
-    def persist(self, method: str, path: str, body: dict | None = None, seconds: float | None = None) -> dict:
+    def persist(self, method: str, path: str, body: dict | bytes | None = None, seconds: float | None = None) -> dict:
         """Like `call`, but made again until the hub answers, or (HubUnreachable) the seconds are over."""
         end = None if seconds is None else time.monotonic() + seconds
         delay = BACKOFF_SECONDS[0]
@@ -90,6 +90,10 @@ class Hub:
             time.sleep(delay)
             delay = min(delay * 2, BACKOFF_SECONDS[1])
 
+    def connection(self, timeout: float) -> http.client.HTTPSConnection:
+        """A new connection to the hub, which is made when it is first used."""
+        return http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=timeout)
+
     def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
         """One exchange; a kept connection that the hub has closed meanwhile is opened once more."""
         headers = {"Accept": "application/json"}
@@ -103,7 +107,7 @@ class Hub:
                 return self._send(connection, method, path, data, headers)
             except (ConnectionError, http.client.RemoteDisconnected, http.client.CannotSendRequest, ssl.SSLEOFError):
                 connection.close()
-        connection = http.client.HTTPSConnection(self._host, self._port, context=self._context, timeout=TIMEOUT_SECONDS)
+        connection = self.connection(TIMEOUT_SECONDS)
         self._local.connection = connection
         return self._send(connection, method, path, data, headers)
 

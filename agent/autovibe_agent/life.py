@@ -1,15 +1,19 @@
 """One identity's life in the guest: enrol, fetch the assignment, run the CLI, report, end."""
 
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 
+from autovibe_agent.attempt import Attempt, stopped
 from autovibe_agent.base import (
     FAILED,
     OUT_OF_BUDGET,
-    STOPPED,
     Assignment,
     CodingAgent,
+    Guard,
     Message,
     Outcome,
     find_type,
@@ -17,15 +21,20 @@ from autovibe_agent.base import (
 )
 from autovibe_agent.checkpoints import Checkpoints
 from autovibe_agent.enrol import Identity, enrol, keep_token
+from autovibe_agent.hand_over import TooLarge, hand_over
 from autovibe_agent.heartbeat import Heartbeat
-from autovibe_agent.hub import Hub, HubRefused
+from autovibe_agent.hub import Hub, HubRefused, HubUnreachable
+from autovibe_agent.manifest import Manifest
 from autovibe_agent.paths import Paths, User
-from autovibe_agent.process import CliProcess, WorkState, end_leftover, start_time
+from autovibe_agent.process import end_leftovers
 from autovibe_agent.progress import Progress
-from autovibe_agent.workspace import Manifest, write_files
+from autovibe_agent.spool import Spool
+from autovibe_agent.state import ENDED, FINISHED, NEW, STARTED, WorkStore
+from autovibe_agent.workspace import write_files
 
-FLUSH_SECONDS = 10.0
 SUMMARY_CHARS = 4000
+#: Between two attempts: doubled from the first to the second.
+PAUSE_SECONDS = (0.5, 60.0)
 
 log = logging.getLogger(__name__)
 
@@ -40,101 +49,186 @@ class Life:
     def __init__(self, identity: Identity, paths: Paths, user: User, agent_sha256: str):
         self.identity, self.paths, self.user, self.agent_sha256 = identity, paths, user, agent_sha256
         self.hub = Hub(identity.hub_url, paths.ca, set_clock=paths.is_machine)
-        self.state = WorkState(paths.state, identity.machine, identity.generation)
+        self.store = WorkStore(paths.state, identity.machine)
+        self.work = self.store.read()
         self.manifest = Manifest(paths.workspace)
-        self.process: CliProcess | None = None
+        self.progress = Progress(self.hub, Spool(paths.spool, identity.machine))
+        self.checkpoints = Checkpoints(
+            self.hub, self.manifest, lambda: self._attempt.agent.context() if self._attempt else {}
+        )
+        self._attempt: Attempt | None = None
         self._stop = threading.Event()
         self._stop_reason: str | None = None
+        self._answered = threading.Event()
         self._identity_is_over = False
 
     def run(self) -> None:
-        kept = self.state.read()
-        if kept is not None and kept["phase"] == "finished":
+        """Does the work of this machine, or goes on with it when this disk knows of it already."""
+        work = self.work
+        if work.phase == FINISHED and work.generation == self.identity.generation:
             return
         try:
             enrolment = enrol(self.hub, self.identity, self.paths, self.user, self.agent_sha256)
-            if kept is not None:
-                end_leftover(kept)
-                outcome = Outcome(FAILED, "the agent died while it worked; what it was doing is not repeated")
-            else:
+            if work.generation != self.identity.generation:
+                work.generation, work.resumes = self.identity.generation, 0
+                if work.result is not None and work.result["outcome"] == OUT_OF_BUDGET:
+                    self._take_up()  # a new identity: there is money again
+            self.progress.start()
+            if work.result is None:
                 answer = self.hub.persist("GET", "/agent/v1/assignment")
-                outcome = self._work(answer, enrolment.heartbeat_seconds)
-            self._report(outcome)
+                work.result = asdict(self._do(answer, enrolment.heartbeat_seconds))
+                work.phase = ENDED
+                self.store.write(work)
+            # All that was said before the result; with the result the machine ends.
+            self.progress.close(None)
+            if self._report(Outcome(**work.result)):
+                self._take_up()
+                return
         except HubRefused as error:
             if error.identity_is_over:
                 raise IdentityIsOver(str(error)) from error
             raise
-        self.state.write("finished")
+        finally:
+            self.progress.close(0)
+        work.phase = FINISHED
+        self.store.write(work)
+
+    def _take_up(self) -> None:
+        """The work has not ended after all: it is gone on with by the machine's next identity."""
+        self.work.result, self.work.phase = None, STARTED
+        self.store.write(self.work)
 
     def stop(self, reason: str) -> None:
-        """Ends the CLI; the first reason counts, and none for a CLI that has ended by itself. From any thread."""
-        has_ended = self.process is not None and self.process.ended.is_set()
-        if self._stop_reason is None and not has_ended:
-            self._stop_reason = reason
+        """Ends the work; the first reason counts. From any thread."""
+        self._stop_reason = self._stop_reason or reason
         self._stop.set()
+        if self._attempt is not None:
+            self._attempt.stop(reason)
 
-    def _work(self, answer: dict, heartbeat_seconds: float) -> Outcome:
+    def _do(self, answer: dict, heartbeat_seconds: float) -> Outcome:
         """From the assignment to how it ended. Whatever cannot be begun is a failed outcome, not a crash."""
-        self.state.write("started")
+        end_leftovers(f"AUTOVIBE_TOKEN_FILE={self.paths.token}")
         try:
             assignment = Assignment.of(answer)
-            agent = find_type(assignment.agent_type)(assignment, self.paths, self.user)
-            self.paths.workspace.mkdir(exist_ok=True)
-            write_files(self.paths.workspace, assignment.files, self.user)
+            kind = find_type(assignment.agent_type)
+            if self.work.phase == NEW:
+                self.paths.workspace.mkdir(exist_ok=True)
+                write_files(self.paths.workspace, assignment.files, self.user)
             make_home(self.user)
-            agent.prepare()
-            self.process = CliProcess(agent.argv(), agent.environment(), self.paths.workspace, self.user)
         except (LookupError, ValueError, TypeError, OSError) as error:
             return Outcome(FAILED, f"could not begin: {error}")
-        self.state.write("started", pid=self.process.pid, pid_start=start_time(self.process.pid))
-        return self._attend(agent, heartbeat_seconds)
+        with self._last_checkpoint(), self._company(assignment, heartbeat_seconds):
+            outcome = self._try(kind, assignment)
+            while outcome.passing and self._may_try_again(assignment):
+                self.progress.add(Message("error", outcome.summary))
+                outcome = self._try(kind, assignment)
+        if self._identity_is_over:
+            raise IdentityIsOver("the hub gave this machine another identity")
+        if outcome.passing and self._stop_reason is not None:
+            return stopped(self._stop_reason, assignment, outcome.exit_code, outcome.details)
+        return outcome
 
-    def _attend(self, agent: CodingAgent, heartbeat_seconds: float) -> Outcome:
-        """Stays with the running CLI until it ends, is told to stop, or its time is up."""
-        assignment = agent.assignment
-        progress = Progress(self.hub)
-        checkpoints = Checkpoints(
-            self.hub, self.manifest, assignment.checkpoint_seconds, assignment.checkpoint_calls, agent.context
-        )
+    def _try(self, kind: type[CodingAgent], assignment: Assignment) -> Outcome:
+        """One attempt: the first, or one that goes on with what an earlier one has begun."""
+        work = self.work
+        agent = kind(assignment, self.paths, self.user)
+        if work.phase == STARTED:
+            if work.resumes >= assignment.max_resumes:
+                often = f"it had been resumed {work.resumes} times" if work.resumes else "it is not to be resumed"
+                return Outcome(FAILED, f"the work was interrupted, and {often}")
+            work.resumes += 1
+            agent.resume(work.session)
+            self.progress.add(Message("system", "the work was interrupted: going on with it"))
+        try:
+            if agent.NEEDS_LOCAL_GATEWAY:
+                agent.local_gateway = self._local_gateway(agent.turns_left)
+            if agent.HAS_HOOKS and assignment.guard:
+                agent.hooks = self._hooks(assignment.guard)
+            agent.prepare()
+            work.phase, work.session = STARTED, agent.session()
+            self.store.write(work)
+            self._attempt = Attempt(agent, self.progress.add, work.worked_seconds)
+        except (ValueError, OSError) as error:
+            return Outcome(FAILED, f"could not begin: {error}")
+        if self._stop_reason is not None:
+            self._attempt.stop(self._stop_reason)
+        try:
+            return self._attempt.run()
+        finally:
+            self._keep(self._attempt)
+            for server in (agent.local_gateway, agent.hooks):
+                if server is not None:
+                    server.close()
+
+    def _hooks(self, guard: Guard):
+        """Imported here, as the local gateway is."""
+        from autovibe_agent.hooks import Hooks
+
+        return Hooks(guard, self.checkpoints, self.progress.add)
+
+    def _local_gateway(self, max_answers: int | None):
+        """Imported here: most types need none, and a machine's start is short of time."""
+        from autovibe_agent.local_gateway import LocalGateway
+
+        return LocalGateway(self.hub, max_answers)
+
+    def _keep(self, attempt: Attempt) -> None:
+        """Keeps how far the work has come; a new answer of the model makes up for all resumes before."""
+        self.work.session, self.work.worked_seconds = attempt.agent.session(), attempt.worked_seconds
+        if attempt.has_new_turns:
+            self.work.resumes = 0
+        self.store.write(self.work)
+
+    def _may_try_again(self, assignment: Assignment) -> bool:
+        """Waits a little, and until the hub answers; False when the work is to stop, or has been resumed enough."""
+        if self.work.resumes >= assignment.max_resumes:
+            return False
+        self._answered.clear()
+        self._stop.wait(min(PAUSE_SECONDS[0] * 2**self.work.resumes, PAUSE_SECONDS[1]))
+        while not self._stop.is_set() and not self._answered.wait(1):
+            pass
+        return not self._stop.is_set()
+
+    @contextlib.contextmanager
+    def _last_checkpoint(self) -> Iterator[None]:
+        """Told to end (SIGTERM) while it works: asks for a checkpoint, once the CLI has ended. Nobody waits for it."""
+        try:
+            yield
+        except SystemExit:
+            context = self._attempt.agent.context() if self._attempt else {}
+            body = {"type": "automatic", "description": "told to end", "context": context}
+            with contextlib.suppress(HubRefused, HubUnreachable):
+                self.hub.call("POST", "/agent/v1/checkpoints", {**body, "manifest": self.manifest.take()})
+            raise
+
+    @contextlib.contextmanager
+    def _company(self, assignment: Assignment, heartbeat_seconds: float) -> Iterator[None]:
+        """What goes on beside the CLI: heartbeats and checkpoints."""
         heartbeat = Heartbeat(
             self.hub,
             heartbeat_seconds,
-            lambda: progress.latest,
-            lambda answer: self._heard(answer, checkpoints),
+            lambda: self.progress.latest,
+            self._heard,
             self._refused,
         )
-
-        def tell(messages: list[Message]) -> None:
-            for message in messages:
-                progress.add(message)
-
-        progress.start()
-        self.process.start(
-            agent.stdin(), lambda line: tell(agent.read_output(line)), lambda line: tell(agent.read_error(line))
-        )
         heartbeat.start()
-        threading.Thread(target=self._stop_when_ended, daemon=True).start()
-        if not self._stop.wait(assignment.wall_seconds):
-            self.stop("wall_limit")
-        if not self.process.ended.is_set():
-            self.process.stop()
-        heartbeat.stop()
-        progress.close(FLUSH_SECONDS)
-        if self._identity_is_over:
-            raise IdentityIsOver("the hub gave this machine another identity")
-        return self._outcome(agent)
+        try:
+            yield
+        finally:
+            heartbeat.stop()
 
-    def _stop_when_ended(self) -> None:
-        self.process.ended.wait()
-        self._stop.set()
-
-    def _heard(self, answer: dict, checkpoints: Checkpoints) -> None:
+    def _heard(self, answer: dict) -> None:
+        calls = int(answer.get("api_calls") or 0)
         if answer.get("token"):
             keep_token(self.hub, self.paths, self.user, str(answer["token"]))
+        if self._attempt is not None:
+            self._attempt.note_calls(calls)
+            self._keep(self._attempt)
         if answer.get("directive") == "stop":
             self.stop(str(answer.get("reason") or "terminate"))
         elif not self._stop.is_set():
-            checkpoints.consider(int(answer.get("api_calls") or 0))
+            self.checkpoints.consider(answer.get("checkpoint"))
+        self._answered.set()
 
     def _refused(self, error: HubRefused) -> None:
         log.warning("heartbeat refused: %s", error)
@@ -142,28 +236,30 @@ class Life:
             self._identity_is_over = True
             self.stop("superseded")
 
-    def _outcome(self, agent: CodingAgent) -> Outcome:
-        """What a stop means, else what the CLI's own ending means."""
-        code = self.process.exit_code
-        if self._stop_reason is None:
-            return agent.outcome(code if code is not None else -9)
-        own = agent.outcome(code if code is not None else -9)
-        if self._stop_reason == "budget":
-            return Outcome(OUT_OF_BUDGET, "stopped: the budget is used up", code, own.details)
-        if self._stop_reason == "wall_limit":
-            limit = f"{agent.assignment.wall_seconds:g}"
-            return Outcome(FAILED, f"stopped at its limit of {limit} seconds", code, own.details)
-        return Outcome(STOPPED, f"stopped: {self._stop_reason}", code, own.details)
+    def _report(self, outcome: Outcome) -> bool:
+        """The result with the workspace's manifest; said until the hub has heard it.
 
-    def _report(self, outcome: Outcome) -> None:
-        """The result with the workspace's manifest; said until the hub has heard it."""
+        Returns whether the hub pauses the machine instead of ending it.
+        """
         began = time.monotonic()
+        manifest = self.manifest.take()
+        self._hand_over([file["path"] for file in manifest["files"]])
         body = {
             "outcome": outcome.outcome,
             "summary": outcome.summary.replace("\0", "\ufffd")[:SUMMARY_CHARS],
             "exit_code": outcome.exit_code,
-            "manifest": self.manifest.take() if self.paths.workspace.is_dir() else {"files": [], "truncated": False},
+            "manifest": manifest,
             "details": outcome.details,
         }
-        self.hub.persist("POST", "/agent/v1/result", body)
+        answer = self.hub.persist("POST", "/agent/v1/result", body)
         log.info("result %s reported after %.1f s", outcome.outcome, time.monotonic() - began)
+        return bool(answer.get("paused"))
+
+    def _hand_over(self, names: list[str]) -> None:
+        """Leaves the workspace's files with the hub; without them the work still counts."""
+        if not names:
+            return
+        try:
+            hand_over(self.hub, self.paths.workspace, names, self.user, self.paths.lib)
+        except (OSError, TooLarge) as error:
+            log.warning("the workspace is not with the hub: %s", error)

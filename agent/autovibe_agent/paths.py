@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """All under `root`. What lies in `run` ends with the boot."""
+    """All under `root`. What lies in `run` ends with the boot; what lies in `lib` is on the disk and root's alone."""
 
     root: Path
 
@@ -30,8 +30,16 @@ class Paths:
         return self.run / "nonce"
 
     @property
+    def lib(self) -> Path:
+        return self.root / "var/lib/autovibe"
+
+    @property
     def state(self) -> Path:
-        return self.run / "state.json"
+        return self.lib / "state.json"
+
+    @property
+    def spool(self) -> Path:
+        return self.lib / "spool"
 
     @property
     def workspace(self) -> Path:

@@ -1,7 +1,6 @@
 """The coding CLI's process: its own group, its own user, bounded lines, an end that is sure to come."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,8 @@ from autovibe_agent.paths import User
 LINE_LIMIT = 8 << 20
 GRACE_SECONDS = 10.0
 DRAIN_SECONDS = 5.0
+# One that forks while it is looked for is found in the next round.
+LEFTOVER_ROUNDS = 20
 
 
 class CliProcess:
@@ -35,10 +36,16 @@ class CliProcess:
         self.pid = self._process.pid
         self.exit_code: int | None = None
         self.ended = threading.Event()
-        self._threads: list[threading.Thread] = []
 
-    def start(self, stdin: bytes, on_output: Callable[[str], None], on_error: Callable[[str], None]) -> None:
+    def start(
+        self,
+        stdin: bytes,
+        on_output: Callable[[str], None],
+        on_error: Callable[[str], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins to feed and to read; the callbacks come from threads of their own."""
+        self._on_end = on_end
         self._spawn(self._feed, stdin)
         readers = [self._spawn(_read_lines, self._process.stdout, on_output)]
         readers.append(self._spawn(_read_lines, self._process.stderr, on_error))
@@ -71,6 +78,7 @@ class CliProcess:
             reader.join(max(0.0, end - time.monotonic()))
         self.exit_code = code
         self.ended.set()
+        self._on_end()
 
 
 def _read_lines(stream, handle: Callable[[str], None]) -> None:
@@ -87,40 +95,29 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-class WorkState:
-    """What this boot knows of this identity's work: `started` (with the CLI's process) or `finished`.
+def end_leftovers(mark: str) -> None:
+    """Kills what an agent that died has left behind: every process with `mark` (NAME=value) in its environment.
 
-    It is why a prompt is never given twice: an agent that finds its work started does not start it again.
+    The mark finds what has left the CLI's process group too, and says for certain whose it is.
     """
-
-    def __init__(self, path: Path, machine: str, generation: int):
-        self._path = path
-        self._owner = {"machine": machine, "generation": generation}
-
-    def read(self) -> dict | None:
-        """The kept state, or None when nothing had begun for this identity."""
-        try:
-            value = json.loads(self._path.read_text(encoding="utf-8"))
-            return value if {key: value[key] for key in self._owner} == self._owner else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, phase: str, **more) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.new")
-        temporary.write_text(json.dumps({**self._owner, "phase": phase, **more}), encoding="utf-8")
-        os.replace(temporary, self._path)
+    wanted = mark.encode()
+    for _ in range(LEFTOVER_ROUNDS):
+        found = [pid for pid in _processes() if wanted in _environment_of(pid)]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if not found:
+            return
+        time.sleep(0.02)
 
 
-def start_time(pid: int) -> str | None:
-    """When a process began (kernel ticks): with the pid it names one process for certain."""
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    """A process's environment as it began; empty for one that has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def end_leftover(state: dict) -> None:
-    """Kills the CLI that an agent which died has left behind."""
-    pid = state.get("pid")
-    if isinstance(pid, int) and pid > 1 and state.get("pid_start") and start_time(pid) == state["pid_start"]:
-        signal_group(pid, signal.SIGKILL)
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -1,37 +1,34 @@
 """Tells the hub what happens: messages in batches, cut to size, never in the way of the work."""
 
+import logging
 import threading
 import time
-from collections import deque
 from datetime import datetime, timezone
 
 from autovibe_agent.base import Message
-from autovibe_agent.hub import Hub, HubRefused, HubUnreachable
+from autovibe_agent.hub import BACKOFF_SECONDS, Hub, HubRefused, HubUnreachable
+from autovibe_agent.spool import Spool
 
 #: Not datetime.UTC: Ubuntu 22.04, which machines are made of, has Python 3.10.
 UTC = timezone.utc  # noqa: UP017
-BATCH = 100
-BATCH_CHARS = 200_000
 TEXT_CHARS = 4000
-QUEUED = 1000
 TOTAL = 20_000
 FLUSH_SECONDS = 1.0
-#: Between two tries when the hub is away and this is to end.
-RETRY_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
-    """A queue of messages and the thread that sends it. When it is full the oldest are dropped, and it is said so."""
+    """Puts messages into the spool, and has a thread that sends what is in it, also what an earlier agent has left."""
 
-    def __init__(self, hub: Hub, flush_seconds: float = FLUSH_SECONDS):
+    def __init__(self, hub: Hub, spool: Spool, flush_seconds: float = FLUSH_SECONDS):
         self.latest: str | None = None
-        self._hub = hub
+        self._hub, self._spool = hub, spool
         self._flush_seconds = flush_seconds
-        self._queue: deque[dict] = deque()
         self._lock = threading.Lock()
         self._end = threading.Event()
-        self._deadline = 0.0
-        self._taken = self._dropped = 0
+        self._deadline: float | None = None
+        self._taken = 0
         self._thread = threading.Thread(target=self._send_all, daemon=True)
 
     def start(self) -> None:
@@ -47,43 +44,48 @@ class Progress:
                 text = f"{TOTAL} messages: what follows is not kept"
             elif self._taken > TOTAL:
                 return
-            if len(self._queue) >= QUEUED:
-                self._queue.popleft()
-                self._dropped += 1
             self.latest = text[:200]
-            self._queue.append({"at": datetime.now(UTC).isoformat(), "kind": message.kind, "text": text})
+        try:
+            self._spool.add({"at": datetime.now(UTC).isoformat(), "kind": message.kind, "text": text})
+        except OSError as error:  # a full disk is no reason to stop
+            log.warning("a message is lost: %s", error)
 
-    def close(self, seconds: float) -> None:
-        """Sends what is left, for at most that long; what cannot be sent by then is let go."""
-        self._deadline = time.monotonic() + seconds
+    def close(self, seconds: float | None) -> None:
+        """Sends what is left, for at most that long (None: until the hub has it); the rest stays in the spool."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
         self._end.set()
-        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def _send_all(self) -> None:
-        batch: list[dict] = []
+        delay = BACKOFF_SECONDS[0]
         while True:
             ending = self._end.wait(self._flush_seconds)
-            while batch := batch or self._take():
-                try:
-                    self._hub.call("POST", "/agent/v1/progress", {"messages": batch})
-                except HubUnreachable:
-                    break  # kept, and sent with the next flush
-                except HubRefused:
-                    pass  # not wanted; the next may be
-                batch = []
-            if ending:
-                if not batch or time.monotonic() >= self._deadline:
-                    return
-                time.sleep(min(self._flush_seconds, RETRY_SECONDS))
+            try:
+                heard = self._send_spool()
+            except HubRefused as error:
+                log.warning("messages are kept: %s", error)
+                return
+            if not ending:
+                continue
+            if heard or (self._deadline is not None and time.monotonic() >= self._deadline):
+                return
+            time.sleep(min(delay, self._flush_seconds))
+            delay = min(delay * 2, BACKOFF_SECONDS[1])
 
-    def _take(self) -> list[dict]:
-        with self._lock:
-            batch, chars = [], 0
-            if self._dropped:
-                note = f"{self._dropped} messages were dropped: the hub could not keep up"
-                batch.append({"at": datetime.now(UTC).isoformat(), "kind": "system", "text": note})
-                self._dropped = 0
-            while self._queue and len(batch) < BATCH and chars < BATCH_CHARS:
-                batch.append(self._queue.popleft())
-                chars += len(batch[-1]["text"])
-            return batch
+    def _send_spool(self) -> bool:
+        """Whether the hub has all; HubRefused when it hears nothing more from this identity."""
+        try:
+            while (batch := self._spool.take()) is not None:
+                try:
+                    self._hub.call("POST", "/agent/v1/progress", {"spool": batch.name, "messages": batch.messages})
+                except HubRefused as error:
+                    if error.identity_is_over:
+                        raise
+                    log.warning("messages were refused: %s", error)  # not wanted; the next may be
+                self._spool.done(batch)
+        except HubUnreachable:
+            return False
+        except OSError as error:
+            log.warning("the spool cannot be read: %s", error)
+        return True

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from autovibe import allocations, identity, machines, operations, tokens
+from autovibe import identity, machines, operations, policies, revival, tokens
 from autovibe.errors import AutovibeError, NotFound
-from autovibe.models import Checkpoint, Machine, MachineEvent
+from autovibe.models import HUB, Checkpoint, Machine, MachineEvent, Project
 from autovibe.settings import Settings
 
 WALL_SECONDS = 3600
 MAX_TURNS = 50
-CHECKPOINT_EVERY_SECONDS = 300
-CHECKPOINT_EVERY_CALLS = 5
+#: How often interrupted work is gone on with, in a row and without anything new; 0: never.
+MAX_RESUMES = 10
+#: Without output, model calls or changed files for so long, the CLI hangs: it is ended and its work gone on with.
+IDLE_SECONDS = 1800
+OUTPUT_BYTES = 256 * 2**20
 #: An agent ends its CLI at the wall limit itself; the hub says so when it has not.
 WALL_GRACE = timedelta(seconds=60)
 #: Messages kept of one machine; later ones are accepted and dropped.
 MAX_EVENTS = 50_000
+#: Of a machine that has said so much already, a message is kept to its first characters.
+LONG_EVENTS, LATER_CHARACTERS = 5_000, 1_000
 
 
 class Superseded(AutovibeError):
@@ -69,7 +74,8 @@ def enrol(session: Session, settings: Settings, request: Enrolment) -> tuple[str
     if not identity.is_enrol_token(settings, request.machine, request.generation, request.token):
         raise tokens.BadToken("The enrolment token is not valid")
     machine = session.get(Machine, request.machine, with_for_update=True, populate_existing=True)
-    if machine is None or machine.status == "terminated" or machine.generation != request.generation:
+    is_agents = machine is not None and machine.machine_type != HUB
+    if not is_agents or machine.status == "terminated" or machine.generation != request.generation:
         raise Superseded()
     if machine.enrolled_generation == machine.generation:
         if machine.enrolled_nonce != request.nonce:
@@ -77,7 +83,8 @@ def enrol(session: Session, settings: Settings, request: Enrolment) -> tuple[str
     else:
         machine.enrolled_generation = machine.generation
         machine.enrolled_nonce = request.nonce
-        machine.enrolled_at = machine.last_heartbeat_at = _now()
+        machine.last_heartbeat_at = _now()
+        machine.enrolled_at = revival.began(machine, machine.last_heartbeat_at)
         machine.metadata_ = {**machine.metadata_, "agent_sha256": request.agent_sha256}
         if machine.status in ("spawning", "working"):
             machine.status = "active"
@@ -91,6 +98,7 @@ def assignment(session: Session, settings: Settings, machine: Machine) -> dict[s
         raise Stopping()
     _works(session, machine)
     given = machine.assignment or {}
+    policy = policies.making(session, machine)
     return {
         "machine": str(machine.uuid),
         "project": str(machine.project_uuid),
@@ -99,80 +107,81 @@ def assignment(session: Session, settings: Settings, machine: Machine) -> dict[s
         "prompt": machine.original_prompt or "",
         "command": given.get("command"),
         "files": given.get("files") or [],
-        "limits": {"wall_seconds": wall_seconds(machine), "max_turns": _limit(machine, "max_turns", MAX_TURNS)},
-        "checkpoint": {
-            "every_seconds": _limit(machine, "checkpoint_seconds", CHECKPOINT_EVERY_SECONDS),
-            "every_calls": _limit(machine, "checkpoint_calls", CHECKPOINT_EVERY_CALLS),
+        "limits": {
+            "wall_seconds": wall_seconds(given.get("limits"), machine.resource_constraints),
+            "max_turns": _limit(machine, "max_turns", MAX_TURNS),
+            "max_resumes": _limit(machine, "max_resumes", MAX_RESUMES, least=0),
+            "idle_seconds": _limit(machine, "idle_seconds", IDLE_SECONDS),
+            "output_bytes": _limit(machine, "output_bytes", OUTPUT_BYTES),
+        },
+        "checkpoints": {
+            "risky": policy.risky_patterns,
+            "risky_seconds": policy.risky_seconds,
+            "turns": policy.turns,
         },
         "gateway_url": settings.hub_url_for_guests,
         "model": given.get("model") or settings.default_model,
     }
 
 
-def wall_seconds(machine: Machine) -> float:
-    """How long the machine may work, from its enrolment on."""
-    return _limit(machine, "wall_seconds", WALL_SECONDS)
+def wall_seconds(*limits: dict[str, Any] | None) -> float:
+    """How long a machine with these limits, the first that has one, may work from its enrolment on."""
+    return _first("wall_seconds", WALL_SECONDS, *limits)
 
 
-def heartbeat(session: Session, settings: Settings, who: tokens.Authenticated, progress: str | None) -> dict[str, Any]:
-    """Notes that the machine lives; says whether it is to go on, and renews an old token."""
-    machine = _locked(session, who.machine)
-    machine.last_heartbeat_at = _now()
-    if progress is not None:
-        machine.current_progress = progress
-    _works(session, machine)
-    fraction = budget_fraction(session, machine.project_uuid)
-    reason = _stop_reason(machine, fraction)
-    token, expires_at = tokens.issue(machine, settings) if who.is_old else (who.token, who.expires_at)
-    return {
-        "token": token,
-        "expires_at": expires_at.isoformat(),
-        "directive": "stop" if reason else "continue",
-        "reason": reason,
-        "api_calls": machine.api_calls,
-        "budget_fraction": None if fraction is None else float(fraction),
-    }
-
-
-def budget_fraction(session: Session, project_uuid: UUID) -> Decimal | None:
-    """The used part (0–1, more after an overrun) of the project's fullest present money budget; None without one."""
-    rows = [row for row in allocations.present(session, project_uuid) if row.resource_type == "money"]
-    parts = [row.used_amount / row.allocated_amount if row.allocated_amount else Decimal(1) for row in rows]
-    return max(parts, default=None)
-
-
-def record_progress(session: Session, machine: Machine, messages: list[dict[str, Any]]) -> None:
-    """Keeps what the agent says: {"at", "kind", "text"} each."""
-    kept = select(MachineEvent.id).where(MachineEvent.machine_uuid == machine.uuid).offset(MAX_EVENTS).limit(1)
-    if not messages or session.scalar(kept) is not None:
+def record_progress(
+    session: Session, machine: Machine, messages: list[dict[str, Any]], spool: str | None = None
+) -> None:
+    """Keeps what the agent says: {"at", "kind", "text", "seq"} each. What it has of this spool already it leaves."""
+    if not messages or _has_said(session, machine, MAX_EVENTS):
         return
+    most = LATER_CHARACTERS if _has_said(session, machine, LONG_EVENTS) else None
     now = _now()
     rows = [
         {
             "machine_uuid": machine.uuid,
             "at": _plausible(message["at"], now),
             "kind": message["kind"],
-            "text": message["text"],
+            "text": message["text"][:most],
+            "spool": spool if message.get("seq") is not None else None,
+            "spool_seq": message.get("seq") if spool else None,
         }
         for message in messages
     ]
-    session.execute(insert(MachineEvent), rows)
+    session.execute(insert(MachineEvent).on_conflict_do_nothing(), rows)
 
 
-def request_checkpoint(session: Session, settings: Settings, machine: Machine, **what: Any) -> tuple[UUID, UUID]:
-    """Asks for a checkpoint: (checkpoint, operation). One that is under way already is the answer to both.
+def _has_said(session: Session, machine: Machine, messages: int) -> bool:
+    query = select(MachineEvent.id).where(MachineEvent.machine_uuid == machine.uuid).offset(messages).limit(1)
+    return session.scalar(query) is not None
 
-    Stopping once the machine is to end: its final checkpoint follows anyway.
+
+def request_checkpoint(
+    session: Session, settings: Settings, machine: Machine, *, standing: bool = False, **what: Any
+) -> tuple[UUID, UUID]:
+    """Asks for a checkpoint: (checkpoint, operation). One that is under way, or has just been made, is the answer, too.
+
+    `standing`: the CLI waits for it; no model call is to be waited for, there may be none before it is made. Stopping
+    once the machine is to end: its final checkpoint follows anyway.
     """
     machine = _locked(session, machine)
     if machine.stop_requested_at is not None or machine.result:
         raise Stopping()
-    for operation in operations.pending(session, machine.uuid, "checkpoint"):
-        if operation.checkpoint_uuid is not None:
-            return operation.checkpoint_uuid, operation.uuid
-    checkpoint, operation = machines.checkpoint(session, settings, machine, **what)
-    _works(session, machine)
-    return checkpoint.uuid, operation.uuid
+    # Whatever type it names: only people, who ask elsewhere, may have one at once.
+    too_soon = policies.is_too_soon(session, machine)
+    found = operations.pending(session, machine.uuid, "checkpoint")
+    if standing and not too_soon:
+        # One that is being made may be of a state before what the CLI did last.
+        found = [one for one in found if one.status == "queued"]
+    if not found and too_soon:
+        found = [one for one in operations.last(session, machine.uuid, "checkpoint") if one.status != "failed"]
+    if found:
+        operation = found[0]
+    else:
+        _, operation = machines.checkpoint(session, settings, machine, **what)
+    if standing and operation.status == "queued":
+        operation.not_before = None
+    return operation.checkpoint_uuid, operation.uuid
 
 
 def checkpoint_status(session: Session, machine: Machine, checkpoint_uuid: UUID) -> str:
@@ -184,14 +193,21 @@ def checkpoint_status(session: Session, machine: Machine, checkpoint_uuid: UUID)
     return "verified" if status == "pruned" else status
 
 
-def record_result(session: Session, settings: Settings, machine: Machine, result: dict[str, Any]) -> None:
+def record_result(session: Session, settings: Settings, machine: Machine, result: dict[str, Any]) -> bool:
     """Keeps how the work ended and asks for the machine's end with a final checkpoint. The first result counts.
 
-    `result`: {"outcome", "summary", "exit_code", "manifest", "details"}.
+    `result`: {"outcome", "summary", "exit_code", "manifest", "details"}. Returns whether that was the end: a machine
+    that is out of budget may be paused instead, and goes on with its work later.
     """
     machine = _locked(session, machine)
     if machine.result:
-        return
+        return True
+    if machine.stop_requested_at is None and result["outcome"] != "succeeded":
+        if operations.pending(session, machine.uuid, "pause"):
+            return False
+        if result["outcome"] == "out_of_budget" and _is_paused_when_exhausted(session, machine):
+            machines.pause(session, settings, machine, reason="budget")
+            return False
     manifest = result["manifest"]
     machine.result = {key: result[key] for key in ("outcome", "summary", "exit_code", "details")}
     machine.result["reported_at"] = _now().isoformat()
@@ -206,39 +222,37 @@ def record_result(session: Session, settings: Settings, machine: Machine, result
     final = session.get(Checkpoint, end.checkpoint_uuid) if end.checkpoint_uuid else None
     if final is not None and not final.file_manifest:
         final.file_manifest = manifest
+    return True
 
 
-def _stop_reason(machine: Machine, fraction: Decimal | None) -> str | None:
-    """Why the machine is to stop now: its stop_reason, `budget`, `wall_limit`; None when it is to go on."""
-    if machine.stop_requested_at is not None:
-        return machine.stop_reason or "terminate"
-    if fraction is not None and fraction >= 1:
-        return "budget"
-    if machine.enrolled_at is not None:
-        end = machine.enrolled_at + timedelta(seconds=wall_seconds(machine)) + WALL_GRACE
-        if _now() > end:
-            return "wall_limit"
-    return None
+def _is_paused_when_exhausted(session: Session, machine: Machine) -> bool:
+    return session.get_one(Project, machine.project_uuid).when_exhausted == "pause"
 
 
 def _works(session: Session, machine: Machine) -> None:
     """The status that fits a living agent: `checkpointing` while a checkpoint is under way, else `working`."""
-    if machine.status != "terminated":
+    if machine.status not in ("terminated", "paused"):
         under_way = operations.pending(session, machine.uuid, "checkpoint")
         machine.status = "checkpointing" if under_way else "working"
 
 
-def _limit(machine: Machine, name: str, default: float) -> float:
-    for source in ((machine.assignment or {}).get("limits"), machine.resource_constraints):
+def _limit(machine: Machine, name: str, default: float, *, least: float = 1e-9) -> float:
+    """The assignment's limit, else the machine's, else the default."""
+    return _first(name, default, (machine.assignment or {}).get("limits"), machine.resource_constraints, least=least)
+
+
+def _first(name: str, default: float, *limits: dict[str, Any] | None, least: float = 1e-9) -> float:
+    """The first of the limits; what is no number of at least `least` is none."""
+    for source in limits:
         value = (source or {}).get(name)
-        if isinstance(value, int | float) and value > 0:
+        if isinstance(value, int | float) and value >= least:
             return value
     return default
 
 
 def _locked(session: Session, machine: Machine) -> Machine:
     """The machine as it is now, held for this transaction."""
-    return session.get_one(Machine, machine.uuid, with_for_update=True, populate_existing=True)
+    return machines.locked(session, machine.uuid)
 
 
 def _plausible(at: datetime, now: datetime) -> datetime:

@@ -1,4 +1,6 @@
-"""Alerts: a budget has reached a level. The database raises each once per period; here they are sent.
+"""Alerts: a budget has reached a level, or is frozen. The database raises them; here they are sent.
+
+A level is raised once per period, a freeze each time. `event` says which: budget_level, budget_frozen.
 
 The webhook gets a POST of JSON, signed as `X-Autovibe-Signature: t=<unix time>,v1=<hex HMAC-SHA256 of "<time>.<body>">`
 with the secret that both sides know. Until it is answered with 2xx it is tried again, later each time, for some days.
@@ -29,9 +31,13 @@ TRIES = 20
 _RETRY_FIRST, _RETRY_MOST = timedelta(seconds=15), timedelta(hours=6)
 
 
-def views(session: Session, project_uuid: UUID | None = None, limit: int = 100) -> list[dict[str, Any]]:
-    """Alerts as plain data, the newest first."""
+def views(
+    session: Session, project_uuid: UUID | None = None, limit: int = 100, visible: Any = None
+) -> list[dict[str, Any]]:
+    """Alerts as plain data, the newest first. `visible`: a condition on their projects."""
     query = _query().order_by(BudgetAlert.created_at.desc(), BudgetAlert.percent.desc()).limit(limit)
+    if visible is not None:
+        query = query.where(visible)
     if project_uuid is not None:
         query = query.where(Budget.project_uuid == project_uuid)
     return [_view(*row) for row in session.execute(query)]
@@ -46,7 +52,7 @@ def send(session: Session, settings: Settings) -> int:
         BudgetAlert.attempts < TRIES,
         BudgetAlert.next_attempt_at <= sa.func.now(),
     )
-    due = _query().where(*is_due).order_by(BudgetAlert.next_attempt_at, BudgetAlert.percent).limit(20)
+    due = _query().where(*is_due).order_by(BudgetAlert.next_attempt_at, BudgetAlert.percent.nulls_first()).limit(20)
     due = due.with_for_update(of=BudgetAlert, skip_locked=True)
     delivered = 0
     with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
@@ -72,7 +78,7 @@ def signature(secret: str, body: bytes, at: int) -> str:
 
 def _post(client: httpx.Client, settings: Settings, view: dict[str, Any]) -> str | None:
     """What went wrong, or None."""
-    body = json.dumps({"event": "budget_level", **view}, default=str).encode()
+    body = json.dumps({"event": f"budget_{view['kind']}", **view}, default=str).encode()
     headers = {"Content-Type": "application/json"}
     if settings.alert_webhook_secret is not None:
         secret = settings.alert_webhook_secret.get_secret_value()
@@ -97,9 +103,12 @@ def _view(alert: BudgetAlert, budget: Budget, project: Project) -> dict[str, Any
         "resource": budget.resource_type,
         "period": budget.budget_period,
         "period_start": budget.period_start,
+        "kind": alert.kind,
         "percent": alert.percent,
         "used": alert.used_amount,
         "allocated": alert.allocated_amount,
+        "overrun": alert.overrun_amount,
+        "reason": alert.reason,
         "unit": budget.unit,
         "delivered_at": alert.delivered_at,
         "attempts": alert.attempts,

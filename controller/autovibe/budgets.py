@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.util import identity_key
 
-from autovibe import allocations, ledger, periods
+from autovibe import allocations, ledger, periods, pools
 from autovibe.errors import AutovibeError, NotFound
 from autovibe.ledger import UsageLine, amount_of
-from autovibe.models import Budget, Reservation
+from autovibe.models import Budget, Machine, Reservation
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,13 @@ class NoBudget(BudgetExhausted):
     code = "no_budget"
 
 
+class MachineLimit(BudgetExhausted):
+    """The machine has reached its own limit of money."""
+
+    code = "machine_limit"
+    default_hint = "`autovibe machine resume MACHINE --max-cost CAD` raises it and goes on."
+
+
 class CountExhausted(BudgetExhausted):
     """Another budget than that of money is used up."""
 
@@ -68,7 +76,16 @@ class NoSuchReservation(NotFound):
 def available(session: Session, project_uuid: UUID, at: datetime | None = None) -> Decimal:
     """What money can be reserved now: 0 without a budget, or when one is frozen."""
     rows = [row for row in allocations.present(session, project_uuid, at) if row.resource_type == "money"]
+    if any(row.pooled for row in rows) and pools.claim(session, project_uuid, at, types=("money",)):
+        rows = [row for row in allocations.present(session, project_uuid, at) if row.resource_type == "money"]
     return min((_left(row) for row in rows), default=Decimal(0))
+
+
+def machine_left(session: Session, machine: Machine) -> Decimal | None:
+    """What a machine may still cost by its own limit; None when it has none."""
+    if machine.max_cad is None:
+        return None
+    return max(Decimal(0), machine.max_cad - session.scalar(sa.select(sa.func.machine_money(machine.uuid))))
 
 
 def reserve(
@@ -85,11 +102,14 @@ def reserve(
 ) -> Reservation:
     """Hold a part of every budget that applies, or raise BudgetExhausted (`available` says how much money there is).
 
+    A machine's own limit is one of them (MachineLimit).
+
     `counts`: what is held of other resources, by type (`{"api_calls": 1}`).
     """
     amount = amount_of(amount_cad, "reservation", positive=True)
     others = {name: amount_of(count, name) for name, count in (counts or {}).items()}
     values = {
+        "uuid": uuid4(),
         "project": project_uuid,
         "machine": machine_uuid,
         "at": periods.moment(at),
@@ -101,12 +121,18 @@ def reserve(
         "expires_at": expires_at,
     }
     query = sa.select(Reservation).from_statement(_RESERVE)
-    for _ in range(2):
+    # A new period has no row yet; a share of a pool may be lent to others.
+    remedies = iter(
+        (
+            lambda: periods.roll(session, project_uuid, periods.day_of(session, project_uuid, at)),
+            lambda: pools.claim(session, project_uuid, at, types=values["types"]),
+        )
+    )
+    reservation = session.scalars(query, values).first()
+    while reservation is None and any(remedy() for remedy in remedies):
         reservation = session.scalars(query, values).first()
-        if reservation is not None:
-            return reservation
-        if not periods.roll(session, project_uuid, periods.day_of(session, project_uuid, at)):
-            break
+    if reservation is not None:
+        return reservation
     raise _refusal(session, project_uuid, values)
 
 
@@ -114,36 +140,28 @@ def settle(session: Session, reservation_uuid: UUID, *, lines: Sequence[UsageLin
     """Write what was billed and take it from the budget instead of the reservation. Again, it changes nothing.
 
     A bill above the reservation is booked whole and freezes the budget. A reservation that was reaped meanwhile is
-    corrected: the line of the reaper is taken back by a line of its own.
+    corrected: the lines of the reaper are taken back by lines of their own.
     """
-    reservation = _locked(session, reservation_uuid)
-    if reservation.status == "settled":
-        return
-    lines, held = list(lines), Decimal(0)
-    if reservation.status == "held":
-        held = reservation.amount_cad
-    elif reservation.status == "reaped" and reservation.settled_cad:
-        lines.append(_correction(reservation))
-    spent = _write(session, reservation, lines)
-    billed = spent["money"] + (Decimal(0) if held else reservation.settled_cad or Decimal(0))
-    frozen = None
-    if billed > reservation.amount_cad:
-        frozen = f"reservation {reservation.uuid} of {reservation.amount_cad} CAD was billed {billed} CAD"
-        reservation.metadata_ = reservation.metadata_ | {"above_bound_cad": str(billed - reservation.amount_cad)}
-    _move(session, reservation, held=_holds(reservation) if held else {}, spent=spent, freeze=frozen)
-    _end(reservation, "settled", billed)
-    session.flush()
+    if not _end(session, [settled(reservation_uuid, lines)]):
+        _known(session, reservation_uuid)
 
 
 def release(session: Session, reservation_uuid: UUID) -> bool:
     """Give back what was held; returns whether it was. On an ended reservation it changes nothing."""
-    reservation = _locked(session, reservation_uuid)
-    if reservation.status != "held":
-        return False
-    _move(session, reservation, held=_holds(reservation))
-    _end(reservation, "released", None)
-    session.flush()
-    return True
+    if _end(session, [released(reservation_uuid)]):
+        return True
+    _known(session, reservation_uuid)
+    return False
+
+
+def settled(reservation_uuid: UUID, lines: Sequence[UsageLine]) -> dict[str, Any]:
+    """A reservation's end as `end_reservations` takes it."""
+    return _ended(reservation_uuid, "settled", lines)
+
+
+def released(reservation_uuid: UUID) -> dict[str, Any]:
+    """A reservation's end without a bill, as `end_reservations` takes it."""
+    return _ended(reservation_uuid, "released")
 
 
 def extend(session: Session, reservation_uuid: UUID, expires_at: datetime) -> bool:
@@ -153,30 +171,32 @@ def extend(session: Session, reservation_uuid: UUID, expires_at: datetime) -> bo
     return session.execute(held.values(expires_at=later)).rowcount == 1
 
 
+def has_call(session: Session, machine_uuid: UUID) -> bool:
+    """Whether money is held for a model call of this machine: one is under way."""
+    mine = (Reservation.machine_uuid == machine_uuid, Reservation.status == "held", Reservation.purpose == AI_CALL)
+    return session.scalar(sa.select(Reservation.uuid).where(*mine).limit(1)) is not None
+
+
 def reap(session: Session, now: datetime | None = None, limit: int = 1000) -> list[Reservation]:
     """End the reservations whose holders are gone: `ai_call` settled at its bound, others given back."""
-    expired = (
-        sa.select(Reservation)
-        .where(Reservation.status == "held", Reservation.expires_at <= (now or datetime.now(UTC)))
-        .order_by(Reservation.uuid)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    reaped = list(session.scalars(expired))
-    # All the budgets at once, in the order in which everybody takes them.
-    projects = {reservation.project_uuid for reservation in reaped}
-    rows = sa.select(Budget.uuid).where(Budget.project_uuid.in_(projects)).order_by(Budget.uuid)
-    session.execute(rows.with_for_update(key_share=True))
+    is_call = Reservation.purpose == AI_CALL
+    expired = (Reservation.status == "held", Reservation.expires_at <= (now or datetime.now(UTC)))
+    called = sa.select(Reservation.machine_uuid).where(*expired, is_call).limit(limit)
+    # In everybody's order: machines before reservations.
+    machines = sa.select(Machine.uuid).where(Machine.uuid.in_(called)).order_by(Machine.uuid)
+    callers = session.scalars(machines.with_for_update(key_share=True)).all()
+    periods.lock(session)
+    ready = sa.or_(~is_call, Reservation.machine_uuid.is_(None), Reservation.machine_uuid.in_(callers))
+    mine = sa.select(Reservation).where(*expired, ready).order_by(Reservation.uuid).limit(limit)
+    reaped = list(session.scalars(mine.with_for_update(skip_locked=True).execution_options(populate_existing=True)))
+    _end(session, [_reaped(reservation) for reservation in reaped])
     for reservation in reaped:
-        billed, spent = Decimal(0), {}
-        if reservation.purpose == AI_CALL:
-            billed = reservation.amount_cad
-            spent = _write(session, reservation, _bound_lines(reservation))
-            reservation.metadata_ = reservation.metadata_ | {"settled_at_bound": True}
-        _move(session, reservation, held=_holds(reservation), spent=spent)
-        _end(reservation, "reaped", billed)
-        log.warning("Reaped reservation %s of %s: %s CAD billed.", reservation.uuid, reservation.holder, billed)
-    session.flush()
+        log.warning(
+            "Reaped reservation %s of %s: %s CAD billed.",
+            reservation.uuid,
+            reservation.holder,
+            reservation.settled_cad,
+        )
     return reaped
 
 
@@ -192,10 +212,11 @@ def charge(
 
     It counts in the periods of its own time `at` (now), as far as these have budgets.
     """
+    periods.lock(session)
     day = periods.day_of(session, project_uuid, at)
     periods.roll(session, project_uuid, day)
     spent = ledger.write(session, lines, project_uuid=project_uuid, machine_uuid=machine_uuid, day=day)
-    if not _moved(session, project_uuid, day, {}, spent, None):
+    if not _charged(session, project_uuid, day, spent):
         raise NoBudget(Decimal(0))
     return spent["money"]
 
@@ -219,11 +240,18 @@ def _refusal(session: Session, project_uuid: UUID, values: dict[str, Any]) -> Bu
         if row.hard and row.resource_type != "money" and _left(row) < wanted.get(row.resource_type, 0):
             return CountExhausted(_short(row, wanted[row.resource_type]))
     tightest = min(money, key=_left)
+    machine = session.get(Machine, values["machine"]) if values["machine"] else None
+    left = machine_left(session, machine) if machine is not None else None
+    if left is not None and left < wanted["money"] and (left <= _left(tightest) or not tightest.hard):
+        limit = f"its limit of {_plain(machine.max_cad)} CAD"
+        message = f"Machine {machine.name} has {_plain(left)} left of {limit}, and {_plain(wanted['money'])} is needed"
+        return MachineLimit(left, message)
     return BudgetExhausted(_left(tightest), _short(tightest, wanted["money"]))
 
 
 def _short(row: Budget, amount: Decimal) -> str:
     name = "The budget" if row.budget_period == "total" else f"The {row.budget_period} budget"
+    name = f"The project's share of the {row.budget_period} pool" if row.pooled else name
     until = "" if row.budget_period == "total" else f" until {row.period_end}"
     return (
         f"{name} has {_plain(_left(row))} {row.unit} left of {_plain(row.allocated_amount)}{until}, "
@@ -237,73 +265,75 @@ def _left(row: Budget) -> Decimal:
     return max(Decimal(0), row.allocated_amount - row.used_amount - row.reserved_amount)
 
 
-def _locked(session: Session, reservation_uuid: UUID) -> Reservation:
-    query = sa.select(Reservation).where(Reservation.uuid == reservation_uuid).with_for_update()
-    reservation = session.scalars(query.execution_options(populate_existing=True)).first()
-    if reservation is None:
+def _end(session: Session, ends: Sequence[dict[str, Any]]) -> int:
+    """End reservations, in one statement; returns how many were not ended already."""
+    if not ends:
+        return 0
+    session.flush()
+    rows = session.execute(_END, {"ends": json.dumps(ends)}).all()
+    for row in rows:
+        note_frozen(row.reservation, row.froze)
+        if (known := session.identity_map.get(identity_key(Reservation, row.reservation))) is not None:
+            session.refresh(known)
+    return len(rows)
+
+
+def note_frozen(reservation_uuid: UUID, names: Sequence[str]) -> None:
+    """Log the budgets that a reservation's end has frozen."""
+    for name in names:
+        log.error("The %s is frozen by the bill of reservation %s.", name, reservation_uuid)
+
+
+def _known(session: Session, reservation_uuid: UUID) -> None:
+    if session.get(Reservation, reservation_uuid) is None:
         raise NoSuchReservation(f"There is no reservation {reservation_uuid}")
-    return reservation
 
 
-def _write(session: Session, reservation: Reservation, lines: Sequence[UsageLine]) -> dict[str, Decimal]:
-    return ledger.write(
-        session,
-        lines,
-        project_uuid=reservation.project_uuid,
-        machine_uuid=reservation.machine_uuid,
-        reservation_uuid=reservation.uuid,
-        day=reservation.day,
-    )
+def _ended(
+    reservation_uuid: UUID, status: str, lines: Sequence[UsageLine] = (), metadata: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    return {
+        "reservation": str(reservation_uuid),
+        "status": status,
+        "lines": [_columns(line) for line in lines],
+        "metadata": dict(metadata or {}),
+    }
 
 
-def _holds(reservation: Reservation) -> dict[str, Decimal]:
-    others = {name: Decimal(count) for name, count in reservation.amounts.items()}
-    return {"money": reservation.amount_cad, **others}
+def _columns(line: UsageLine) -> dict[str, Any]:
+    """A line by its columns. Numbers are text, so that they stay exact."""
+    ledger.check(line)
+    columns = {name: value for name, value in vars(line).items() if name not in ("idempotency_key", "metadata")}
+    plain: dict[str, Any] = {name: str(value) for name, value in columns.items() if value is not None}
+    return {**plain, "key": line.idempotency_key, "metadata": line.metadata}
 
 
-def _move(
-    session: Session,
-    reservation: Reservation,
-    *,
-    held: Mapping[str, Decimal],
-    spent: Mapping[str, Decimal] | None = None,
-    freeze: str | None = None,
-) -> None:
-    _moved(session, reservation.project_uuid, reservation.day, held, spent or {}, freeze)
+def _reaped(reservation: Reservation) -> dict[str, Any]:
+    if reservation.purpose != AI_CALL:
+        return _ended(reservation.uuid, "reaped")
+    return _ended(reservation.uuid, "reaped", _bound_lines(reservation), {"settled_at_bound": True})
 
 
-def _moved(
-    session: Session,
-    project_uuid: UUID,
-    day: date,
-    held: Mapping[str, Decimal],
-    spent: Mapping[str, Decimal],
-    freeze: str | None,
-) -> bool:
-    """Take `held` from reserved and put `spent` into used, in every budget of the day, in one statement.
+def _charged(session: Session, project_uuid: UUID, day: date, spent: Mapping[str, Decimal]) -> bool:
+    """Put `spent` into used, in every budget of the day, in one statement; whether there was a budget of money.
 
-    Beyond a hard allocation it is an overrun, which freezes the budget. Returns whether there was a budget of money.
+    Beyond a hard allocation it is an overrun, which freezes the budget.
     """
-    types = sorted({*held, *spent})
+    reason = f"{_plain(spent.get('money', Decimal(0)))} CAD were billed that nobody had reserved"
     values = {
         "project": project_uuid,
         "day": day,
-        "types": types,
-        "held": [held.get(name, Decimal(0)) for name in types],
-        "spent": [spent.get(name, Decimal(0)) for name in types],
-        "freeze": freeze is not None,
-        "reason": freeze or f"{_plain(spent.get('money', Decimal(0)))} CAD were billed that nobody had reserved",
+        "types": list(spent),
+        "held": [Decimal(0)] * len(spent),
+        "spent": list(spent.values()),
+        "freeze": False,
+        "reason": reason,
     }
     rows = session.execute(_MOVE, values).all()
     for row in rows:
         if row.froze:
-            log.error("The %s budget %s is frozen: %s.", row.budget_period, row.uuid, values["reason"])
+            log.error("The %s budget %s is frozen: %s.", row.budget_period, row.uuid, reason)
     return any(row.resource_type == "money" for row in rows)
-
-
-def _end(reservation: Reservation, status: str, billed: Decimal | None) -> None:
-    reservation.status, reservation.settled_cad = status, billed
-    reservation.ended_at = datetime.now(UTC)
 
 
 def _bound_lines(reservation: Reservation) -> list[UsageLine]:
@@ -317,24 +347,11 @@ def _bound_lines(reservation: Reservation) -> list[UsageLine]:
     return [money, *others]
 
 
-def _correction(reservation: Reservation) -> UsageLine:
-    taken_back = -(reservation.settled_cad or Decimal(0))
-    return UsageLine(
-        resource_type="money",
-        resource_subtype="correction",
-        amount=taken_back,
-        unit="CAD",
-        cost_cad=taken_back,
-        currency="CAD",
-        cost=taken_back,
-        metadata={"corrects": "settled_at_bound", "reservation": str(reservation.uuid)},
-    )
-
-
 _RESERVE = sa.text(
-    "SELECT * FROM reserve_budgets(:project, :machine, :at, CAST(:types AS text[]), CAST(:amounts AS numeric[]), "
-    "CAST(:counts AS jsonb), :holder, :purpose, :expires_at)"
+    "SELECT * FROM reserve_budgets(:uuid, :project, :machine, :at, CAST(:types AS text[]), "
+    "CAST(:amounts AS numeric[]), CAST(:counts AS jsonb), :holder, :purpose, :expires_at)"
 )
+_END = sa.text("SELECT * FROM end_reservations(CAST(:ends AS jsonb))")
 _MOVE = sa.text(
     "SELECT * FROM move_budgets(:project, :day, CAST(:types AS text[]), CAST(:held AS numeric[]), "
     "CAST(:spent AS numeric[]), :freeze, :reason)"

@@ -56,7 +56,8 @@ def ensure(state_dir: Path, names: tuple[str, ...] = ()) -> HubCertificates:
 def ensure_for(settings) -> HubCertificates:
     """The hub's certificates for the addresses that the settings name."""
     host = urlsplit(settings.hub_url_for_guests).hostname
-    names = [name for name in (host, str(settings.hub_bind)) if name and name not in ("0.0.0.0", "::")]  # noqa: S104
+    wanted = (host, str(settings.hub_bind), settings.api_bind, *settings.api_names)
+    names = [name for name in wanted if name and name not in ("0.0.0.0", "::")]  # noqa: S104
     return ensure(settings.state_dir, tuple(names))
 
 

@@ -6,7 +6,8 @@ becomes a template, once).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,9 +15,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autovibe import lookup, operations
-from autovibe.errors import Conflict
-from autovibe.models import Checkpoint, Machine, Operation, Project, Template
+from autovibe import lookup, manifests, operations
+from autovibe.errors import Conflict, Invalid
+from autovibe.models import HUB, Checkpoint, Machine, Operation, Project, Template
 
 TYPES = ("genesis", "automatic", "manual", "final", "hub_daily")
 
@@ -41,18 +42,33 @@ def listed(session: Session, *, project: Project | None = None) -> list[Checkpoi
     return list(session.scalars(query))
 
 
-def tree(rows: list[Checkpoint]) -> list[tuple[Checkpoint, list]]:
-    """The checkpoints as nested (checkpoint, children); one whose parent is not among them is a root."""
-    known = {row.uuid for row in rows}
-    children: dict[UUID | None, list[Checkpoint]] = {}
-    for row in rows:
-        parent = row.parent_checkpoint_uuid if row.parent_checkpoint_uuid in known else None
-        children.setdefault(parent, []).append(row)
+class HubCheckpoint(Conflict):
+    """The checkpoint is of the hub's own VM: a machine that starts from it would be a second hub."""
 
-    def below(uuid: UUID | None) -> list[tuple[Checkpoint, list]]:
-        return [(row, below(row.uuid)) for row in children.get(uuid, [])]
+    code = "hub_checkpoint"
+    default_hint = "Nothing starts from it here."
 
-    return below(None)
+
+class NoManifest(Conflict):
+    """Nobody has said which files stand in this checkpoint."""
+
+    code = "no_manifest"
+
+
+def manifests_of(session: Session, *checkpoints: Checkpoint) -> list[dict[str, Any]]:
+    """Their manifests; a genesis has an empty workspace. NoManifest."""
+    for row in checkpoints:
+        if not row.file_manifest and row.checkpoint_type != "genesis":
+            raise NoManifest(f"Checkpoint {row.uuid} has no manifest", "A pruned one has none any more.")
+    return [row.file_manifest or manifests.EMPTY for row in checkpoints]
+
+
+def set_milestone(session: Session, checkpoint: Checkpoint, milestone: bool) -> Checkpoint:
+    """Mark a checkpoint as one that is kept for ever, or no more."""
+    checkpoint = session.get_one(Checkpoint, checkpoint.uuid, with_for_update=True, populate_existing=True)
+    checkpoint.milestone = milestone
+    session.flush()
+    return checkpoint
 
 
 def start(
@@ -80,6 +96,29 @@ def start(
     return checkpoint
 
 
+def take_over(
+    session: Session,
+    operation: Operation,
+    checkpoint_type: str,
+    description: str | None,
+    context: str | None,
+    manifest: dict[str, Any] | None,
+) -> Checkpoint:
+    """Let a checkpoint that is queued be the one that is asked for now, too: a person's word counts more."""
+    checkpoint = session.get_one(Checkpoint, operation.checkpoint_uuid, with_for_update=True, populate_existing=True)
+    if checkpoint.checkpoint_type == "automatic":
+        checkpoint.checkpoint_type = checkpoint_type
+    said = [checkpoint.description, description]
+    checkpoint.description = "; ".join(dict.fromkeys(filter(None, said))) or None
+    checkpoint.creation_context = context or checkpoint.creation_context
+    if manifest and manifest.get("files"):
+        checkpoint.file_manifest = manifest
+    request = {**operation.params["vars"]["machine_checkpoint"], **variables(checkpoint)}
+    operation.params = {**operation.params, "vars": {**operation.params["vars"], "machine_checkpoint": request}}
+    session.flush()
+    return checkpoint
+
+
 def variables(checkpoint: Checkpoint) -> dict[str, Any]:
     """How a playbook is told which checkpoint to make: the name is the checkpoint's own, so a rerun finds it."""
     return {
@@ -88,9 +127,36 @@ def variables(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+TAGS_MOST = 20
+
+
+def tag(session: Session, checkpoint: Checkpoint, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Checkpoint:
+    """Give and take tags; a tag is a word of a checkpoint, not unique."""
+    wanted = [one for one in checkpoint.tags if one not in set(remove)]
+    for one in add:
+        if not _TAG.fullmatch(one):
+            raise Invalid(
+                f"{one!r:.80} is not a tag", "Letters, digits, . _ and -, at most 63, a letter or digit first."
+            )
+        wanted += [one] if one not in wanted else []
+    if len(wanted) > TAGS_MOST:
+        raise Invalid(f"A checkpoint has at most {TAGS_MOST} tags")
+    checkpoint.tags = wanted
+    session.flush()
+    return checkpoint
+
+
+def no_hub(session: Session, checkpoint: Checkpoint) -> None:
+    """HubCheckpoint for one of the hub's own VM, with all its secrets."""
+    made_by = checkpoint.creating_machine_uuid
+    if made_by is not None and session.get_one(Machine, made_by).machine_type == HUB:
+        raise HubCheckpoint(f"Checkpoint {checkpoint.uuid} is one of the hub's own VM: it would be a second hub")
+
+
 def cancel(session: Session, operation: Operation) -> None:
     """A checkpoint whose operation was cancelled before it began has failed."""
-    if operation.kind == "checkpoint" and operation.checkpoint_uuid:
+    if operation.kind in ("checkpoint", "pause", "hub_checkpoint") and operation.checkpoint_uuid:
         session.get_one(Checkpoint, operation.checkpoint_uuid).verification_status = "failed"
 
 
@@ -101,6 +167,8 @@ def verified(session: Session, checkpoint: Checkpoint, made: dict[str, Any]) -> 
     checkpoint.node = made.get("node")
     checkpoint.proxmox_snapshot_id = made.get("name") if made["carrier"] == "snapshot" else None
     checkpoint.size_bytes = made.get("size_bytes")
+    if "frozen" in made:
+        checkpoint.metadata_ = {**checkpoint.metadata_, "frozen": made["frozen"]}
     checkpoint.verification_status = "verified"
     checkpoint.verified_at = datetime.now(UTC)
     session.flush()
@@ -108,7 +176,7 @@ def verified(session: Session, checkpoint: Checkpoint, made: dict[str, Any]) -> 
 
 def genesis(session: Session, project: Project, template: Template) -> Checkpoint:
     """The root of the project's tree for this template version; made once."""
-    session.get_one(Project, project.uuid, with_for_update=True)
+    session.get_one(Project, project.uuid, with_for_update={"key_share": True})
     found = session.scalars(
         select(Checkpoint).where(
             Checkpoint.project_uuid == project.uuid,
@@ -137,8 +205,17 @@ def genesis(session: Session, project: Project, template: Template) -> Checkpoin
     return checkpoint
 
 
+def clone_depth(session: Session, checkpoint: Checkpoint) -> int:
+    """How many linked clones the disk of what is cloned from this checkpoint stands on: 0 for a disk of its own."""
+    if checkpoint.carrier != "template" or checkpoint.creating_machine_uuid is None:
+        return 0  # a template that was built, or is promoted by a full clone
+    machine = session.get_one(Machine, checkpoint.creating_machine_uuid)
+    return machine.metadata_.get("clone_depth", 0) if checkpoint.vm_id == machine.vm_id else 0
+
+
 def clonable(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[], int]) -> tuple[int, Operation | None]:
     """The template to clone for this checkpoint, and the operation that makes it first when there is none yet."""
+    no_hub(session, checkpoint)
     checkpoint = session.get_one(Checkpoint, checkpoint.uuid, with_for_update=True, populate_existing=True)
     if checkpoint.verification_status != "verified":
         raise CheckpointNotReady(f"Checkpoint {checkpoint.uuid} is {checkpoint.verification_status}, not verified")
@@ -154,6 +231,7 @@ def clonable(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[], i
 
 def promote(session: Session, checkpoint: Checkpoint, new_vm_id: Callable[[], int]) -> Operation:
     """Queue the promotion of a snapshot to a template, or return the one that is under way."""
+    no_hub(session, checkpoint)
     under_way = session.scalars(
         select(Operation).where(
             Operation.checkpoint_uuid == checkpoint.uuid,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
+import random
 import threading
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -15,8 +19,16 @@ from sqlalchemy.orm import Session
 from autovibe.errors import DatabaseError, DatabaseNotMigrated, DatabaseUnreachable
 from autovibe.settings import Settings, load_settings
 
+log = logging.getLogger(__name__)
+
 #: The migration that this code is written for: the newest in `schema/versions` (a test compares them).
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0020"
+
+#: Postgres undid a transaction that stood in the way of others (deadlock_detected, serialization_failure).
+UNDONE = ("40P01", "40001")
+TRIES = 6
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _engines: dict[tuple[str, bool], sa.Engine] = {}
 _lock = threading.Lock()
@@ -52,7 +64,7 @@ def engine(settings: Settings, *, check: bool = True) -> sa.Engine:
     With `check` (the default) it has connected and found the expected schema, else it raises `DatabaseUnreachable`
     or `DatabaseNotMigrated`.
     """
-    key = (settings.database_url.get_secret_value() if settings.database_url else str(settings.state_dir), check)
+    key = (_place(settings), check)
     with _lock:
         found = _engines.get(key)
         if found is None:
@@ -63,13 +75,16 @@ def engine(settings: Settings, *, check: bool = True) -> sa.Engine:
         return found
 
 
+def _place(settings: Settings) -> str:
+    return settings.database_url.get_secret_value() if settings.database_url else str(settings.state_dir)
+
+
 def make_engine(database_url: str, **options: object) -> sa.Engine:
     """An engine with this project's options: UTC, READ COMMITTED, connections checked before use."""
     return sa.create_engine(
         database_url,
-        pool_pre_ping=True,
         connect_args={"connect_timeout": 10, "options": "-c timezone=UTC", "application_name": "autovibe"},
-        **options,
+        **{"pool_pre_ping": True, **options},
     )
 
 
@@ -101,6 +116,43 @@ def session_scope(settings: Settings | None = None) -> Iterator[Session]:
     """One transaction: committed at the end, rolled back on an exception. Objects stay usable afterwards."""
     with Session(engine(settings or load_settings()), expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def again(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that is one transaction, done again from its beginning when Postgres undid it for the sake of others.
+
+    Nothing of it was done then. What it does outside of the database is done again, too.
+    """
+
+    @functools.wraps(function)
+    def repeated(*args: P.args, **values: P.kwargs) -> T:
+        for tried in range(1, TRIES):
+            try:
+                return function(*args, **values)
+            except DBAPIError as error:
+                if getattr(error.orig, "pgcode", None) not in UNDONE:
+                    raise
+                log.info("Postgres undid a transaction for the sake of others; it is done again: %s", error.orig)
+            time.sleep(pause(tried))
+        return function(*args, **values)
+
+    return repeated
+
+
+def transact(settings: Settings, work: Callable[[Session], T]) -> T:
+    """What `work` returns, in a transaction of its own; `again` where that was undone."""
+
+    @again
+    def once() -> T:
+        with session_scope(settings) as session:
+            return work(session)
+
+    return once()
+
+
+def pause(tried: int) -> float:
+    """Seconds before a transaction that was undone so often is tried again; not the same for everybody."""
+    return random.uniform(0, 0.02) * 2**tried
 
 
 def revision(connection: sa.Connection) -> str | None:
@@ -179,15 +231,16 @@ def migrate(connection: sa.Connection, settings: Settings) -> str | None:
 
 def _prepare(connection: sa.Connection, settings: Settings) -> None:
     """What a schema needs besides its tables."""
-    from autovibe import prices, rates
+    from autovibe import compute, prices, rates
 
     connection.execute(sa.text("SELECT ensure_usage_partitions(:months)"), {"months": settings.usage_months_ahead})
     # Only ever forward: an id is never given out twice.
     raise_ids = "SELECT setval('vm_ids', :first, false) FROM vm_ids WHERE last_value < :first"
     connection.execute(sa.text(raise_ids), {"first": settings.vm_id_first})
     with Session(connection, join_transaction_mode="create_savepoint") as session, session.begin():
-        prices.load(session)
+        prices.load(session, settings)
         rates.load(session, settings.usd_to_cad)
+        compute.load(session, settings)
 
 
 def status(settings: Settings) -> dict[str, Any]:
@@ -218,6 +271,7 @@ __all__ = [
     "SCHEMA_REVISION",
     "SQLAlchemyError",
     "Session",
+    "again",
     "check_schema",
     "dispose",
     "engine",
@@ -225,6 +279,7 @@ __all__ = [
     "migrate",
     "session_scope",
     "status",
+    "transact",
     "upgrade",
     "url",
 ]

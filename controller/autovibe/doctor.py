@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from autovibe import runner
+from autovibe import listening, runner
 from autovibe.errors import AutovibeError
 from autovibe.settings import Settings
 
@@ -64,6 +64,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("inventory", _inventory),
         ("database", _database),
         ("hub", _hub),
+        ("scheduler", _scheduler),
+        ("hub's VM", _own_vm),
+        ("machines' files", _files),
         ("provider", _provider),
     ]
     if _is_lab(settings):
@@ -141,14 +144,58 @@ def _database(settings: Settings) -> Finding:
     return Finding("database", "ok", f"{where}, PostgreSQL {version}, schema {db.SCHEMA_REVISION}")
 
 
+def _files(settings: Settings) -> Finding:
+    """What machines have left with the hub: it grows until their checkpoints are removed."""
+    from autovibe import db, file_retention, postgres
+
+    if settings.database_url is None and not postgres.is_running(settings):
+        return Finding("machines' files", "ok", "the database is not running")
+    with db.session_scope(settings) as session:
+        kept = file_retention.kept(session)
+    said = f"{kept.size_bytes / (1 << 20):.1f} MiB of {kept.machines} machines, kept as long as their checkpoints"
+    return Finding("machines' files", "ok", said)
+
+
 def _hub(settings: Settings) -> Finding:
     from autovibe import supervise
 
     held = supervise.status(settings)
     if held:
         return Finding("hub", "ok", f"up, port {held.get('port')}, pid {held.get('pid')}")
-    supervise.check_port(settings)
+    listening.check(settings)
     return Finding("hub", "warning", f"not up; port {settings.hub_port} is free", "Start it with `autovibe up`.")
+
+
+def _scheduler(settings: Settings) -> Finding:
+    from autovibe import db, jobs, postgres, supervise
+
+    if not supervise.status(settings):
+        return Finding("scheduler", "ok", "not up")
+    if settings.database_url is None and not postgres.is_running(settings):
+        return Finding("scheduler", "warning", "the database is not running")
+    with db.session_scope(settings) as session:
+        found = jobs.views(session)
+    wrong = [job for job in found if job["overdue"] or job["error"]]
+    if not wrong:
+        return Finding("scheduler", "ok", f"{len(found)} jobs, none overdue")
+    named = "; ".join(f"{job['name']}: {job['error'] or 'overdue'}" for job in wrong)
+    return Finding("scheduler", "warning", named, f"See {settings.log_dir / 'scheduler.log'}.")
+
+
+def _own_vm(settings: Settings) -> Finding:
+    """Whether the hub's own VM is adopted, and how old its last checkpoint is."""
+    from autovibe import db, hubs, postgres
+
+    if settings.database_url is None and not postgres.is_running(settings):
+        return Finding("hub's VM", "ok", "the database is not running")
+    with db.session_scope(settings) as session:
+        found = hubs.view(session)
+    if found is None:
+        return Finding("hub's VM", "ok", "not adopted: no checkpoints of the hub itself are made (docs/hub.md)")
+    if found["late"]:
+        hint = "`autovibe hub checkpoint` makes one now and says what is wrong."
+        return Finding("hub's VM", "warning", f"{hubs.said(found)}; one a day is to be made", hint)
+    return Finding("hub's VM", "ok", hubs.said(found))
 
 
 def _provider(settings: Settings) -> Finding:

@@ -71,6 +71,13 @@ class DatabaseUnreachable(DatabaseError):
     default_hint = "Start it, or check AUTOVIBE_DATABASE_URL."
 
 
+class DatabaseBusy(DatabaseError):
+    """The hub is too busy: its database has not answered in time."""
+
+    code = "busy"
+    default_hint = "Try again in some seconds."
+
+
 class DatabaseNotMigrated(DatabaseError):
     """The database is not migrated."""
 

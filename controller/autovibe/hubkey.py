@@ -47,12 +47,13 @@ def write_secret(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 def hub_key(state_dir: Path) -> bytes:
     """The hub's key, made at the first call."""
-    return _hub_key(Path(state_dir).resolve())
+    # Every request of a machine needs it: resolving the path would take longer than all else about its token.
+    return _hub_key(os.path.abspath(state_dir))
 
 
 @lru_cache(maxsize=8)
-def _hub_key(state_dir: Path) -> bytes:
-    folder = hub_dir(state_dir)
+def _hub_key(state_dir: str) -> bytes:
+    folder = hub_dir(Path(state_dir))
     path = folder / "hub.key"
     with locked(folder):
         if not path.exists():

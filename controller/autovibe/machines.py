@@ -1,28 +1,39 @@
 """Machines: one VM, one agent, one prompt. What is asked of them becomes operations; Ansible does the rest.
 
-status: spawning → active (enrolled) → working ⇄ checkpointing → terminated. What the end of an operation means
-for its machine is in `autovibe.records`.
+status: spawning → active (enrolled) → working ⇄ checkpointing → terminated; each of them → paused → spawning. What the
+end of an operation means for its machine is in `autovibe.records`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autovibe import checkpoints, lookup, operations, slots, templates
+from autovibe import (
+    budgets,
+    checkpoints,
+    lookup,
+    machine_asks,
+    machine_limits,
+    machine_vms,
+    metering,
+    operations,
+    policies,
+    slots,
+    templates,
+    throttle,
+)
 from autovibe.errors import AutovibeError, Conflict, Invalid
-from autovibe.models import Checkpoint, Installation, Machine, MachineEvent, Operation, Project
+from autovibe.models import Checkpoint, Machine, MachineEvent, Operation, Project
 from autovibe.settings import Settings
 
-TYPES = ("claude_code", "aider", "qwen_coder", "command")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+PAUSE_REASONS = ("budget", "person", "circuit_breaker")
 
 
 class BudgetTooSmall(AutovibeError):
@@ -45,16 +56,17 @@ class MachineEnded(Conflict):
     code = "machine_ended"
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What a machine is to do, checked."""
+class MachinePaused(Conflict):
+    """The machine is paused."""
 
-    prompt: str
-    machine_type: str
-    command: list[str] | None
-    files: list[dict[str, Any]]
-    model: str | None
-    limits: dict[str, Any]
+    code = "machine_paused"
+    default_hint = "`autovibe machine resume` starts it again."
+
+
+class NotPaused(Conflict):
+    """The machine is not paused."""
+
+    code = "not_paused"
 
 
 def find(session: Session, text_: str | UUID, project: Project | None = None) -> Machine:
@@ -87,36 +99,45 @@ def spawn(
     command: Sequence[str] | None = None,
     model: str | None = None,
     limits: dict[str, Any] | None = None,
-    idempotency_key: str | None = None,
+    checkpoint_policy: dict[str, Any] | None = None,
+    max_cad: Decimal | None = None,
 ) -> Machine:
     """Ask for a machine: it is `spawning`, and a spawn operation is queued, when this transaction commits.
 
     It starts from `checkpoint`, else from the newest version of `template` (default: the settings' one).
-    `files` are {"path", "content_base64", "mode"}. With an idempotency key in use, that key's machine is returned.
+    `files` are {"path", "content_base64", "mode"}; `checkpoint_policy` (`policies.Making`) says when it is checkpointed
+    where its project's is not to hold; `max_cad` is what it may cost itself, until it ends.
     """
-    key = f"spawn:{project.uuid}:{idempotency_key}" if idempotency_key else None
-    if asked_before := operations.by_key(session, key):
-        return session.get_one(Machine, asked_before.machine_uuid)
-    ask = _checked(prompt, machine_type, command, files, model, limits)
+    ask = machine_asks.checked(prompt, machine_type, command, files, model, limits)
+    machine_limits.check(settings, max_cad)
     _may_spawn(session, settings, project)
+    policies.of(policies.Making(), checkpoint_policy)
     source, parent, dependency = _source(session, settings, project, template, checkpoint)
     machine = Machine(uuid=uuid4(), name="", machine_type=machine_type, project_uuid=project.uuid)
-    machine.name = _name(session, project, name, machine.uuid)
+    machine.name = machine_asks.name(session, project, name, machine.uuid)
     machine.original_prompt = ask.prompt
     machine.assignment = {"command": ask.command, "files": ask.files, "model": ask.model, "limits": ask.limits}
+    if checkpoint_policy:
+        machine.assignment = {**machine.assignment, "checkpoints": checkpoint_policy}
     machine.resource_constraints = {"cores": settings.default_cores, "memory": settings.default_memory, **ask.limits}
     machine.parent_checkpoint_uuid = parent.uuid
-    machine.vm_id = next_vm_id(session, settings)
+    depth = checkpoints.clone_depth(session, parent) + 1
+    if depth > settings.clone_depth_most:
+        # Each linked clone's disk stands on its template's: a full clone stands on nothing.
+        depth, source["full"] = 0, True
+    machine.metadata_ = {"clone_depth": depth}
+    machine.max_cad = max_cad
+    machine.vm_id = machine_vms.next_vm_id(session, settings)
     session.add(machine)
     session.flush()
     machine.network_slot = slots.acquire(session, settings, machine.uuid).slot
+    metering.open_meter(session, settings, machine)
     operations.enqueue(
         session,
         "spawn",
         machine_uuid=machine.uuid,
         project_uuid=project.uuid,
-        params={"identity": True, "vars": spawn_variables(session, settings, machine, source)},
-        idempotency_key=key,
+        params={"identity": True, "vars": machine_vms.spawn_variables(session, settings, machine, source)},
         depends_on_uuid=dependency.uuid if dependency else None,
     )
     return machine
@@ -135,7 +156,8 @@ def terminate(
 
     What is queued for it and has not begun is cancelled; what is running comes first.
     """
-    machine = session.get_one(Machine, machine.uuid, with_for_update=True, populate_existing=True)
+    machine = locked(session, machine.uuid)
+    machine_vms.no_hub(machine)
     if under_way := operations.pending(session, machine.uuid, "terminate"):
         return under_way[0]
     if machine.status == "terminated":
@@ -148,7 +170,7 @@ def terminate(
     if outcome == "failed":
         machine.error_message = machine.error_message or reason
     if manifest:
-        machine.file_modifications = manifest
+        machine.manifest = manifest
     return end(session, machine, "none" if is_empty(machine) else "auto")
 
 
@@ -162,7 +184,7 @@ def end(session: Session, machine: Machine, kind: str) -> Operation:
     final = {"kind": kind}
     checkpoint = None
     if kind != "none":
-        checkpoint = checkpoints.start(session, machine, "final", manifest=machine.file_modifications)
+        checkpoint = checkpoints.start(session, machine, "final", manifest=machine.manifest)
         final |= checkpoints.variables(checkpoint)
     return operations.enqueue(
         session,
@@ -170,7 +192,7 @@ def end(session: Session, machine: Machine, kind: str) -> Operation:
         machine_uuid=machine.uuid,
         project_uuid=machine.project_uuid,
         checkpoint_uuid=checkpoint.uuid if checkpoint else None,
-        params={"vars": {**variables(machine), "machine_final": final}},
+        params={"vars": {**machine_vms.variables(machine), "machine_final": final}},
     )
 
 
@@ -183,16 +205,23 @@ def checkpoint(
     description: str | None = None,
     context: str | None = None,
     manifest: dict[str, Any] | None = None,
-    idempotency_key: str | None = None,
 ) -> tuple[Checkpoint, Operation]:
-    """Ask for a checkpoint of a machine that lives: a snapshot with the guest's file systems frozen."""
-    key = f"checkpoint:{machine.uuid}:{idempotency_key}" if idempotency_key else None
-    if asked_before := operations.by_key(session, key):
-        return session.get_one(Checkpoint, asked_before.checkpoint_uuid), asked_before
+    """Ask for a checkpoint of a machine that lives: a snapshot with the guest's file systems frozen.
+
+    It falls between two messages: a model call that is under way is waited for, a little, and the next one waits for it
+    (`gateway/holding.py`). One that is queued and has not begun is as good, and becomes what is asked for.
+    """
     _living(session, machine)
+    if queued := _queued_checkpoint(session, machine):
+        made = checkpoints.take_over(session, queued, checkpoint_type, description, context, manifest)
+        return made, queued
     made = checkpoints.start(
         session, machine, checkpoint_type, description=description, context=context, manifest=manifest
     )
+    policies.noted(machine)
+    if machine.status in ("active", "working"):
+        machine.metadata_ = {**machine.metadata_, "status_before": machine.status}
+        machine.status = "checkpointing"
     request = {**checkpoints.variables(made), "freeze": True, "ram": False}
     operation = operations.enqueue(
         session,
@@ -200,10 +229,25 @@ def checkpoint(
         machine_uuid=machine.uuid,
         project_uuid=machine.project_uuid,
         checkpoint_uuid=made.uuid,
-        params={"vars": {**variables(machine), "machine_checkpoint": request}},
-        idempotency_key=key,
+        params={"vars": {**machine_vms.variables(machine), "machine_checkpoint": request}},
+        not_before=_end_of_call(session, machine),
     )
     return made, operation
+
+
+def _queued_checkpoint(session: Session, machine: Machine) -> Operation | None:
+    """The machine's checkpoint that no run has begun, held for this transaction."""
+    query = select(Operation).where(
+        Operation.machine_uuid == machine.uuid, Operation.kind == "checkpoint", Operation.status == "queued"
+    )
+    return session.scalars(query.order_by(Operation.seq).limit(1).with_for_update(skip_locked=True)).first()
+
+
+def _end_of_call(session: Session, machine: Machine) -> datetime | None:
+    """Until when a checkpoint waits for the machine's model call to end; None when there is none under way."""
+    if not budgets.has_call(session, machine.uuid):
+        return None
+    return datetime.now(UTC) + timedelta(seconds=policies.making(session, machine).hold_seconds)
 
 
 def restore(session: Session, settings: Settings, machine: Machine, checkpoint: Checkpoint) -> Operation:
@@ -214,12 +258,10 @@ def restore(session: Session, settings: Settings, machine: Machine, checkpoint: 
             f"Checkpoint {checkpoint.uuid} is not a snapshot of machine {machine.name}",
             "Start a new machine from it: `autovibe machine spawn --from`.",
         )
-    machine = session.get_one(Machine, machine.uuid, with_for_update=True, populate_existing=True)
-    machine.generation += 1
-    machine.enrolled_nonce = None
-    machine.status = "spawning"
+    machine = locked(session, machine.uuid)
+    next_generation(machine)
     machine.last_checkpoint_uuid = checkpoint.uuid
-    variables_ = spawn_variables(session, settings, machine, None)
+    variables_ = machine_vms.spawn_variables(session, settings, machine, None)
     variables_["machine_checkpoint"] = {"name": checkpoint.proxmox_snapshot_id}
     return operations.enqueue(
         session,
@@ -231,48 +273,79 @@ def restore(session: Session, settings: Settings, machine: Machine, checkpoint: 
     )
 
 
-def next_vm_id(session: Session, settings: Settings) -> int:
-    """A VM id that this installation has never used, `vm_id_first` or above: the range only grows."""
-    vm_id = session.scalar(text("SELECT nextval('vm_ids')::integer"))
-    if vm_id >= settings.vm_id_first:
-        return vm_id
-    session.execute(text("SELECT pg_advisory_xact_lock(hashtext('autovibe vm_ids'))"))
-    vm_id = session.scalar(text("SELECT nextval('vm_ids')::integer"))
-    if vm_id < settings.vm_id_first:
-        vm_id = session.scalar(text("SELECT setval('vm_ids', :first)::integer"), {"first": settings.vm_id_first})
-    return vm_id
+def pause(
+    session: Session, settings: Settings, machine: Machine, *, reason: str = "person", short_of_money: bool = True
+) -> Operation:
+    """Ask that a machine be stopped and snapshotted, to go on from there later. Asking again is the same operation.
+
+    reason: person, budget or circuit_breaker; it is kept. One that was `short_of_money` goes on by itself only when
+    there is more than now.
+    """
+    machine = locked(session, machine.uuid)
+    if under_way := operations.pending(session, machine.uuid, "pause"):
+        return under_way[0]
+    if machine.status == "paused" and not operations.pending(session, machine.uuid, "resume"):
+        raise MachinePaused(f"Machine {machine.name} is paused already ({machine.pause_reason})")
+    _living(session, machine)
+    made = checkpoints.start(session, machine, "automatic", description=f"paused: {reason}")
+    operation = operations.enqueue(
+        session,
+        "pause",
+        machine_uuid=machine.uuid,
+        project_uuid=machine.project_uuid,
+        checkpoint_uuid=made.uuid,
+        params={"vars": {**machine_vms.variables(machine), "machine_checkpoint": checkpoints.variables(made)}},
+    )
+    machine.pause_reason = reason
+    left = budgets.available(session, machine.project_uuid) if short_of_money else 0
+    machine.metadata_ = machine.metadata_ | {"available_when_paused_cad": str(left)}
+    say(session, machine.uuid, f"It is being paused ({reason})")
+    session.flush()
+    return operation
 
 
-def installation_id(session: Session) -> UUID:
-    """The id that stands in the description of every VM of ours."""
-    return session.scalars(select(Installation.uuid)).one()
+def resume(session: Session, settings: Settings, machine: Machine, *, max_cad: Decimal | None = None) -> Operation:
+    """Ask that a paused machine be started again, under its next identity; its first minutes are reserved.
+
+    Raises BudgetExhausted when these are not there, or its own limit, which `max_cad` raises, is reached. Asking again
+    is the same operation.
+    """
+    machine = locked(session, machine.uuid)
+    machine_vms.no_hub(machine)
+    if under_way := operations.pending(session, machine.uuid, "resume"):
+        return under_way[0]
+    if machine.status != "paused":
+        raise NotPaused(f"Machine {machine.name} is not paused, it is {machine.status}")
+    _living(session, machine, paused=True)
+    project = session.get_one(Project, machine.project_uuid)
+    if project.status != "active":
+        raise ProjectNotActive(f"Project {project.name} is {project.status}", "Only an active one's machines run.")
+    machine_limits.go_on(session, settings, machine, max_cad)
+    metering.reopen(session, settings, machine.vm_id)
+    operation = operations.enqueue(
+        session,
+        "resume",
+        machine_uuid=machine.uuid,
+        project_uuid=machine.project_uuid,
+        params={"identity": True, "vars": machine_vms.variables(machine)},
+    )
+    next_generation(machine)
+    machine.pause_reason = machine.paused_at = None
+    say(session, machine.uuid, "It is being resumed")
+    session.flush()
+    return operation
 
 
-def variables(machine: Machine) -> dict[str, Any]:
-    """The host variables that say which VM it is, for every playbook."""
-    return {"machine_vm_id": machine.vm_id, "machine_name": machine.name, "machine_uuid": str(machine.uuid)}
+def next_generation(machine: Machine) -> None:
+    """Its tokens so far end with this transaction; the VM gets a new identity."""
+    machine.generation += 1
+    machine.enrolled_nonce = None
+    machine.status = "spawning"
 
 
-def spawn_variables(
-    session: Session, settings: Settings, machine: Machine, source: dict[str, Any] | None
-) -> dict[str, Any]:
-    """The host variables that say what the VM is like."""
-    slot = slots.acquire(session, settings, machine.uuid)
-    found = variables(machine) | {
-        "machine_tags": tags(session.get_one(Project, machine.project_uuid), machine.machine_type),
-        "machine_cores": machine.resource_constraints["cores"],
-        "machine_memory": machine.resource_constraints["memory"],
-        "machine_mac": slot.mac,
-        "machine_ip": slots.address(settings, slot),
-        "machine_start": True,
-    }
-    return found | {"machine_source": source} if source else found
-
-
-def tags(project: Project, machine_type: str) -> list[str]:
-    """Tags that people, the inventory plugin and `usage_info` find a project's VMs by; `[a-z0-9_.-]` on Proxmox."""
-    slug = re.sub(r"[^a-z0-9_.]+", "-", project.name.lower()).strip("-.") or project.uuid.hex
-    return [f"project-{slug}", f"type-{machine_type}"]
+def locked(session: Session, machine_uuid: UUID) -> Machine:
+    """The machine as it is now, held for this transaction. Its key is not: ledger lines may refer to it meanwhile."""
+    return session.get_one(Machine, machine_uuid, with_for_update={"key_share": True}, populate_existing=True)
 
 
 def say(session: Session, machine_uuid: UUID, message: str, kind: str = "system") -> None:
@@ -280,42 +353,22 @@ def say(session: Session, machine_uuid: UUID, message: str, kind: str = "system"
     session.add(MachineEvent(machine_uuid=machine_uuid, kind=kind, text=message))
 
 
-def _living(session: Session, machine: Machine) -> None:
+def _living(session: Session, machine: Machine, *, paused: bool = False) -> None:
+    machine_vms.no_hub(machine)
     if machine.status == "terminated" or operations.pending(session, machine.uuid, "terminate"):
         raise MachineEnded(f"Machine {machine.name} has ended, or is about to", "")
-
-
-def _checked(
-    prompt: str,
-    machine_type: str,
-    command: Sequence[str] | None,
-    files: Sequence[dict[str, Any]],
-    model: str | None,
-    limits: dict[str, Any] | None,
-) -> Ask:
-    if machine_type not in TYPES:
-        raise Invalid(f"There is no machine type {machine_type!r}", f"Types: {', '.join(TYPES)}.")
-    if machine_type == "command" and not command:
-        raise Invalid("A machine of type command needs a command")
-    if machine_type != "command" and command:
-        raise Invalid(f"A machine of type {machine_type} takes a prompt, not a command")
-    prompt = prompt or ""
-    if not prompt.strip() and machine_type != "command":
-        raise Invalid("The prompt is empty", "Say what the machine is to do.")
-    if "\0" in prompt:
-        raise Invalid("The prompt has a NUL character in it")
-    return Ask(prompt, machine_type, list(command) if command else None, list(files), model, dict(limits or {}))
+    if machine.status == "paused" and not paused:
+        raise MachinePaused(f"Machine {machine.name} is paused ({machine.pause_reason})")
 
 
 def _may_spawn(session: Session, settings: Settings, project: Project) -> None:
-    from autovibe import budgets
-
     if project.status != "active":
         raise ProjectNotActive(f"Project {project.name} is {project.status}", "Only an active one gets machines.")
     available = budgets.available(session, project.uuid)
     if available < settings.min_spawn_cad:
         shown, least = (format(amount.normalize(), "f") for amount in (available, settings.min_spawn_cad))
         raise BudgetTooSmall(f"Project {project.name} has CAD {shown} left; a machine needs at least {least}")
+    throttle.check(session, settings, project)
 
 
 def _source(
@@ -329,18 +382,5 @@ def _source(
         return {"vm_id": ready.vm_id}, checkpoints.genesis(session, project, ready), None
     if checkpoint.project_uuid != project.uuid:
         raise Invalid(f"Checkpoint {checkpoint.uuid} belongs to another project")
-    vm_id, promotion = checkpoints.clonable(session, checkpoint, lambda: next_vm_id(session, settings))
+    vm_id, promotion = checkpoints.clonable(session, checkpoint, lambda: machine_vms.next_vm_id(session, settings))
     return {"vm_id": vm_id}, checkpoint, promotion
-
-
-def _name(session: Session, project: Project, wanted: str | None, machine_uuid: UUID) -> str:
-    """The name that was asked for, or one of the project's name and the uuid; a DNS label either way."""
-    if wanted is None:
-        slug = re.sub(r"[^a-z0-9]+", "-", project.name.lower()).strip("-")[:50].strip("-") or "machine"
-        return f"{slug}-{machine_uuid.hex[:8]}"
-    if not _NAME.fullmatch(wanted):
-        raise Invalid(f"{wanted!r} is not a machine name", "Use a-z, 0-9 and -, at most 63 characters.")
-    taken = session.scalars(select(Machine).where(Machine.project_uuid == project.uuid, Machine.name == wanted)).first()
-    if taken is not None:
-        raise Conflict(f"Project {project.name} has a machine named {wanted} already")
-    return wanted

@@ -21,11 +21,15 @@ from autovibe.models import Operation, Run
 
 #: Postgres itself notifies it whenever an operation is queued or changes its status.
 CHANNEL = "autovibe_operations"
-KINDS = ("spawn", "checkpoint", "restore", "promote", "terminate", "template")
+KINDS = (
+    *("spawn", "checkpoint", "restore", "promote", "terminate", "template", "pause", "resume", "verify", "prune"),
+    *("adopt", "hub_checkpoint"),
+)
+STOPS = ("terminate", "pause")
 #: A stop never waits behind spawns.
-LANES = {"work": tuple(kind for kind in KINDS if kind != "terminate"), "stop": ("terminate",)}
+LANES = {"work": tuple(kind for kind in KINDS if kind not in STOPS), "stop": STOPS}
 #: The playbook of a kind, where it is not named like it.
-PLAYBOOKS = {"template": "templates"}
+PLAYBOOKS = {"template": "templates", "adopt": "hub"}
 MAX_ATTEMPTS = 5
 
 
@@ -47,11 +51,12 @@ def enqueue(
     params: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
     depends_on_uuid: UUID | None = None,
+    not_before: datetime | None = None,
 ) -> Operation:
     """Queue an operation and wake the workers at commit; with a key in use already, return that operation.
 
-    `params["vars"]` are the host's variables (`machine_…`, `template_…`), never secrets; other keys are the
-    controller's own.
+    Nobody claims it `not_before`. `params["vars"]` are the host's variables (`machine_…`, `template_…`), never secrets;
+    other keys are the controller's own.
     """
     values = {
         "uuid": uuid4(),
@@ -63,19 +68,13 @@ def enqueue(
         "params": params or {},
         "idempotency_key": idempotency_key,
         "depends_on_uuid": depends_on_uuid,
+        "not_before": not_before,
     }
     session.flush()
     session.execute(insert(Operation).values(values).on_conflict_do_nothing(index_elements=["idempotency_key"]))
     if idempotency_key is None:
         return session.get_one(Operation, values["uuid"])
     return session.scalars(select(Operation).where(Operation.idempotency_key == idempotency_key)).one()
-
-
-def by_key(session: Session, idempotency_key: str | None) -> Operation | None:
-    """The operation that was asked for with this key, if any."""
-    if idempotency_key is None:
-        return None
-    return session.scalars(select(Operation).where(Operation.idempotency_key == idempotency_key)).one_or_none()
 
 
 def get(session: Session, operation_uuid: UUID) -> Operation:
@@ -97,6 +96,7 @@ def claimable(kinds: Sequence[str]) -> Select[tuple[Operation]]:
     return (
         select(Operation)
         .where(Operation.status == "queued", Operation.kind.in_(kinds), ~waits_for_machine)
+        .where(or_(Operation.not_before.is_(None), Operation.not_before <= func.clock_timestamp()))
         .where(or_(Operation.depends_on_uuid.is_(None), dependency_done))
         .order_by(Operation.seq)
     )
@@ -243,6 +243,19 @@ def end_run(session: Session, run_uuid: UUID, status: str, return_code: int | No
         .where(Run.uuid == run_uuid, Run.status == "running")
         .values(status=status, return_code=return_code, ended_at=func.now())
     )
+
+
+def next_due(session: Session) -> float | None:
+    """Seconds until the next operation may be claimed that is to wait; None when none waits."""
+    wait = func.min(func.extract("epoch", Operation.not_before - func.clock_timestamp()))
+    found = session.scalar(select(wait).where(Operation.status == "queued", Operation.not_before.is_not(None)))
+    return None if found is None else max(0.0, float(found))
+
+
+def last(session: Session, machine_uuid: UUID, kind: str) -> list[Operation]:
+    """The machine's last operation of this kind, if any, as a list."""
+    query = select(Operation).where(Operation.machine_uuid == machine_uuid, Operation.kind == kind)
+    return list(session.scalars(query.order_by(Operation.seq.desc()).limit(1)))
 
 
 def pending(session: Session, machine_uuid: UUID, kind: str | None = None) -> list[Operation]:

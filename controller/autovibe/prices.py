@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import ROUND_CEILING, Context, Decimal
-from importlib import resources
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from autovibe import rates
+from autovibe import pricelists, rates
 from autovibe.errors import Invalid, NotFound
 from autovibe.models import Price
-from autovibe.rates import Rate, day_of
+from autovibe.rates import day_of
+from autovibe.settings import Settings
 
 PROVIDER = "anthropic"
 QUANTUM = Decimal("1e-9")
-MILLION = Decimal(1_000_000)
+THOUSAND, MILLION = Decimal(1000), Decimal(1_000_000)
 #: More tokens than any call has; beyond it a report is malformed.
 MOST_TOKENS = 1_000_000_000
 #: Inference held to the US costs a tenth more on every token (the provider's documentation).
@@ -38,7 +35,7 @@ class UnknownModel(NotFound):
 
     code = "unknown_model"
     http_status = 400
-    default_hint = "Use a model that has a price, or add its price to prices.toml and run `autovibe db upgrade`."
+    default_hint = "Use a model that has a price, or give it one in `prices_file` and run `autovibe db upgrade`."
 
 
 class MalformedUsage(Invalid):
@@ -56,6 +53,7 @@ class Tokens:
     cache_read: int = 0
     cache_write_5m: int = 0
     cache_write_1h: int = 0
+    web_searches: int = 0
 
     @property
     def prompt(self) -> int:
@@ -84,19 +82,49 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What an installation does about what is not known: an unknown model is refused, or priced at the dearest."""
+
+    dearest_for_unknown: bool = False
+    staleness: rates.Staleness | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        return cls(settings.unknown_model == "dearest", rates.Staleness.of(settings))
+
+
+@dataclass(frozen=True)
 class Tariff:
-    """All that a model's calls cost by on a day: the price of each tier, and CAD for a USD."""
+    """All that a model's calls cost by on a day: the price of each tier, and CAD for a USD.
+
+    `model`: the one that was asked for, where it is priced as another.
+    """
 
     tiers: tuple[Price, ...]
     rate: rates.Rate
+    model: str | None = None
 
 
-def tariff(session: Session, model: str, at: datetime | date | None = None) -> Tariff:
-    """A model's tariff on a day; it can be kept after the session. Raises UnknownModel, NoRate."""
-    tiers = tiers_of(session, model, at)
+def tariff(
+    session: Session,
+    model: str,
+    at: datetime | date | None = None,
+    provider: str = PROVIDER,
+    policy: Policy = Policy(),  # noqa: B008 - frozen
+) -> Tariff:
+    """A provider's tariff for a model on a day; it can be kept after the session. Raises UnknownModel, NoRate."""
+    asked = None
+    try:
+        tiers = tiers_of(session, model, at, provider)
+    except UnknownModel:
+        tiers = dearest(session, at, provider) if policy.dearest_for_unknown and model.strip() else []
+        if not tiers:
+            raise
+        asked = model[:100]
     for tier in tiers:
-        session.expunge(tier)
-    return Tariff(tuple(tiers), rates.usd_to_cad(session, at))
+        if tier in session:
+            session.expunge(tier)
+    return Tariff(tuple(tiers), rates.usd_to_cad(session, at, policy.staleness), asked)
 
 
 def cost(by: Tariff, usage: Mapping[str, Any]) -> Cost:
@@ -105,69 +133,144 @@ def cost(by: Tariff, usage: Mapping[str, Any]) -> Cost:
     Raises MalformedUsage when the report holds what has no price here: the caller settles at the bound.
     """
     tokens = tokens_of(usage)
-    factor = _factor(usage)
     price = max((tier for tier in by.tiers if tier.tier_above_tokens < max(tokens.prompt, 1)), key=_tier)
-    return _cost(price, tokens, factor, by.rate)
+    if tokens.web_searches and price.usd_web_search is None:
+        raise MalformedUsage("The provider billed web searches, which have no price here")
+    return _cost(by, price, tokens, _factor(usage, price.model))
 
 
-def upper_bound(by: Tariff, *, input_tokens_max: int, max_tokens: int, geo: str | None = None) -> Cost:
+def upper_bound(
+    by: Tariff, *, input_tokens_max: int, max_tokens: int, geo: str | None = None, web_searches_max: int = 0
+) -> Cost:
     """The most that a call can cost: every input token at the dearest input rate of any tier it can reach.
 
-    Its `tokens` and `price_uuid` are of the dearest tier.
+    Its `tokens` and `price_uuid` are of the dearest tier. What costs nothing still holds a little, for a reservation
+    is above 0.
     """
-    for name, count in (("input_tokens_max", input_tokens_max), ("max_tokens", max_tokens)):
+    counts = {"input_tokens_max": input_tokens_max, "max_tokens": max_tokens, "web_searches_max": web_searches_max}
+    for name, count in counts.items():
         if not 0 <= count <= MOST_TOKENS:
             raise MalformedUsage(f"{name} is {count}; it must be between 0 and {MOST_TOKENS}")
     reachable = [tier for tier in by.tiers if tier.tier_above_tokens < max(input_tokens_max, 1)]
     factor = GEO_FACTORS.get(geo or "", Decimal(1))
-    bounds = [_cost(tier, _dearest(tier, input_tokens_max, max_tokens), factor, by.rate) for tier in reachable]
-    return max(bounds, key=lambda bound: bound.usd)
+    if web_searches_max and any(tier.usd_web_search is None for tier in reachable):
+        raise MalformedUsage("Web searches have no price for this model")
+    tokens = [_dearest(tier, input_tokens_max, max_tokens, web_searches_max) for tier in reachable]
+    bounds = [_cost(by, tier, most, factor) for tier, most in zip(reachable, tokens, strict=True)]
+    bound = max(bounds, key=lambda bound: bound.usd)
+    return replace(bound, cad=max(bound.cad, QUANTUM))
 
 
-def tokens_of(usage: Mapping[str, Any]) -> Tokens:
-    """The counts in the Messages API's `usage`, checked. Absent and null are 0."""
+def dearest_cost(by: Tariff, tokens: Tokens) -> Cost:
+    """The cost of the tokens of many calls, each of which may be of any tier."""
+    return max((_cost(by, tier, tokens, Decimal(1)) for tier in by.tiers), key=lambda cost: cost.usd)
+
+
+def tokens_of(usage: Mapping[str, Any], *, together: bool = False) -> Tokens:
+    """The counts in the Messages API's `usage`, checked. Absent and null are 0.
+
+    `together`: it is the sum of many calls, so that its counts may be beyond a call's.
+    """
+    most = MOST_TOKENS**2 if together else MOST_TOKENS
     if not isinstance(usage, Mapping):
         raise MalformedUsage("The provider's usage is not an object")
-    written = _count(usage, "cache_creation_input_tokens")
-    by_lifetime = usage.get("cache_creation") or {}
-    if not isinstance(by_lifetime, Mapping):
-        raise MalformedUsage("The provider's usage has a cache_creation that is not an object")
-    five_minutes = _count(by_lifetime, "ephemeral_5m_input_tokens")
-    one_hour = _count(by_lifetime, "ephemeral_1h_input_tokens")
+    written = _count(usage, "cache_creation_input_tokens", most)
+    by_lifetime = _object(usage, "cache_creation")
+    five_minutes = _count(by_lifetime, "ephemeral_5m_input_tokens", most)
+    one_hour = _count(by_lifetime, "ephemeral_1h_input_tokens", most)
+    tools = _object(usage, "server_tool_use")
+    if any(count for name, count in tools.items() if name not in ("web_search_requests", "web_fetch_requests")):
+        raise MalformedUsage("The provider billed server tools, which have no price here")
     rest = written - five_minutes - one_hour
     if rest > 0 and not by_lifetime:
         five_minutes = rest  # the API's default lifetime
     elif rest > 0:
         one_hour += rest  # a lifetime that is not known here: the dearest
     return Tokens(
-        input=_count(usage, "input_tokens"),
-        output=_count(usage, "output_tokens"),
-        cache_read=_count(usage, "cache_read_input_tokens"),
+        input=_count(usage, "input_tokens", most),
+        output=_count(usage, "output_tokens", most),
+        cache_read=_count(usage, "cache_read_input_tokens", most),
         cache_write_5m=five_minutes,
         cache_write_1h=one_hour,
+        web_searches=_count(tools, "web_search_requests", most),
     )
 
 
-def tiers_of(session: Session, model: str, at: datetime | date | None = None) -> list[Price]:
-    """The prices of a model that hold on a day, one for each tier; UnknownModel when there is none."""
-    name, day = canonical(model), day_of(at)
-    newest = (
-        sa.select(sa.func.max(Price.effective_from))
-        .where(Price.provider == PROVIDER, Price.model == name, Price.effective_from <= day)
-        .scalar_subquery()
-    )
-    wanted = sa.select(Price).where(Price.provider == PROVIDER, Price.model == name, Price.effective_from == newest)
-    found = list(session.scalars(wanted.order_by(Price.tier_above_tokens)))
+def tiers_of(session: Session, model: str, at: datetime | date | None = None, provider: str = PROVIDER) -> list[Price]:
+    """The prices of a model that hold on a day, one for each tier; UnknownModel when there is none.
+
+    One that is not in the database is looked for in the public list. Other providers' models have the very names that
+    the price rows have, or that list.
+    """
+    name, day = canonical(model) if provider == PROVIDER else model, day_of(at)
+    found = _tiers(session, name, day, provider)
+    if not found and (listed := pricelists.public(provider, model)):
+        known, rows = listed
+        found = _tiers(session, known, day, provider)
+        if not found and pricelists.store(session, rows):
+            found = _tiers(session, known, day, provider)
     if not found:
-        raise UnknownModel(f"No price is known for model {model!r}", model=model)
+        raise UnknownModel(f"No price is known for model {model!r:.150}", model=model)
     return found
 
 
-def known_models(session: Session) -> list[str]:
-    """The models that have a price."""
-    return list(
-        session.scalars(sa.select(Price.model).where(Price.provider == PROVIDER).distinct().order_by(Price.model))
+def _tiers(session: Session, name: str, day: date, provider: str) -> list[Price]:
+    holds = (
+        Price.provider == provider,
+        Price.model == name,
+        Price.effective_from <= day,
+        Price.retired_at.is_(None),
     )
+    newest = sa.select(Price.rank, Price.effective_from).where(*holds)
+    newest = newest.order_by(Price.rank.desc(), Price.effective_from.desc()).limit(1)
+    wanted = sa.select(Price).where(*holds, sa.tuple_(Price.rank, Price.effective_from).in_(newest))
+    return list(session.scalars(wanted.order_by(Price.tier_above_tokens)))
+
+
+def dearest(session: Session, at: datetime | date | None = None, provider: str = PROVIDER) -> list[Price]:
+    """The price of the dearest token that is known of a provider, or else of any: one row, or none."""
+    wanted = (
+        sa.select(Price)
+        .where(Price.effective_from <= day_of(at), Price.retired_at.is_(None))
+        .order_by((Price.provider == provider).desc(), (Price.usd_input + Price.usd_output).desc(), Price.uuid)
+        .limit(1)
+    )
+    found = list(session.scalars(wanted))
+    for price in found:
+        session.expunge(price)
+        price.tier_above_tokens = 0
+    return found
+
+
+def known_models(session: Session, provider: str = PROVIDER) -> list[str]:
+    """The models that have a price."""
+    known = sa.select(Price.model).where(Price.provider == provider, Price.retired_at.is_(None))
+    return list(session.scalars(known.distinct().order_by(Price.model)))
+
+
+def views(session: Session, model: str | None = None, at: datetime | date | None = None) -> list[dict[str, Any]]:
+    """The prices that hold on a day, in USD per million tokens (web searches: per thousand), of a model or of all."""
+    known = sa.select(Price.provider, Price.model).where(Price.retired_at.is_(None)).distinct()
+    names = session.execute(known.order_by(Price.provider, Price.model)).all()
+    if model is not None:
+        names = [(provider, name) for provider, name in names if model.lower() in name.lower()]
+    rows = [tier for provider, name in names for tier in _tiers(session, name, day_of(at), provider)]
+    return [
+        {
+            "provider": row.provider,
+            "model": row.model,
+            "above_tokens": row.tier_above_tokens,
+            "input": row.usd_input,
+            "output": row.usd_output,
+            "cache_read": row.usd_cache_read,
+            "cache_write_5m": row.usd_cache_write_5m,
+            "cache_write_1h": row.usd_cache_write_1h,
+            "web_search": row.usd_web_search,
+            "from": row.effective_from,
+            "source": row.source,
+        }
+        for row in rows
+    ]
 
 
 def canonical(model: str) -> str:
@@ -181,20 +284,17 @@ def canonical(model: str) -> str:
     return _aliases().get(name, name)
 
 
-def load(session: Session) -> int:
-    """Put the prices of prices.toml into the database; returns how many were new. Safe to run again."""
-    data = _file()
-    columns = ("model", "effective_from", "tier_above_tokens", "usd_input", "usd_output", "usd_cache_read")
-    columns += ("usd_cache_write_5m", "usd_cache_write_1h")
-    rows = [dict(zip(columns, row, strict=True)) for row in data["prices"]]
-    for row in rows:
-        row |= {name: Decimal(value) for name, value in row.items() if name.startswith("usd_")}
-        row |= {"provider": data["provider"], "source": data["source"]}
-    statement = insert(Price).values(rows).on_conflict_do_nothing().returning(Price.uuid)
-    return len(session.execute(statement).all())
+def load(session: Session, settings: Settings | None = None) -> int:
+    """Put the prices that come with autovibe, and the user's own, into the database; returns how many were new.
+
+    Safe to run again. What is no longer in the file holds no longer.
+    """
+    file = settings.prices_file if settings else None
+    given = pricelists.of_file(file) if file else []
+    return pricelists.store(session, pricelists.ours()) + pricelists.store(session, given, whole_rank=pricelists.FILE)
 
 
-def _cost(price: Price, tokens: Tokens, factor: Decimal, rate: Rate) -> Cost:
+def _cost(by: Tariff, price: Price, tokens: Tokens, factor: Decimal) -> Cost:
     exact = (
         price.usd_input * tokens.input
         + price.usd_output * tokens.output
@@ -203,15 +303,17 @@ def _cost(price: Price, tokens: Tokens, factor: Decimal, rate: Rate) -> Cost:
         + price.usd_cache_write_1h * tokens.cache_write_1h
     )
     usd = _EXACT.divide(_EXACT.multiply(exact, factor), MILLION)
-    cad = _EXACT.multiply(usd, rate.rate)
+    if tokens.web_searches:
+        usd += _EXACT.divide((price.usd_web_search or 0) * tokens.web_searches, THOUSAND)
+    cad = _EXACT.multiply(usd, by.rate.rate)
     return Cost(
         usd=_up(usd),
         cad=_up(cad),
-        rate=rate.rate,
-        rate_date=rate.day,
-        rate_source=rate.source,
+        rate=by.rate.rate,
+        rate_date=by.rate.day,
+        rate_source=by.rate.source,
         price_uuid=price.uuid,
-        model=price.model,
+        model=by.model or price.model,
         tokens=tokens,
     )
 
@@ -220,33 +322,42 @@ def _up(amount: Decimal) -> Decimal:
     return amount.quantize(QUANTUM, rounding=ROUND_CEILING, context=_EXACT)
 
 
-def _dearest(tier: Price, input_tokens: int, output_tokens: int) -> Tokens:
+def _dearest(tier: Price, input_tokens: int, output_tokens: int, web_searches: int) -> Tokens:
     kinds = {
         "input": tier.usd_input,
         "cache_read": tier.usd_cache_read,
         "cache_write_5m": tier.usd_cache_write_5m,
         "cache_write_1h": tier.usd_cache_write_1h,
     }
-    return Tokens(output=output_tokens, **{max(kinds, key=kinds.__getitem__): input_tokens})
+    most = {max(kinds, key=kinds.__getitem__): input_tokens}
+    return Tokens(output=output_tokens, web_searches=web_searches, **most)
 
 
-def _factor(usage: Mapping[str, Any]) -> Decimal:
+def _factor(usage: Mapping[str, Any], model: str) -> Decimal:
     """What multiplies every token's price; refuses what has a price that is not known here."""
-    searches = usage.get("server_tool_use") or {}
-    if not isinstance(searches, Mapping) or any(searches.values()):
-        raise MalformedUsage("The provider billed server tools, which have no price here")
-    if usage.get("speed") not in (None, "standard"):
-        raise MalformedUsage(f"The provider billed speed {usage['speed']!r}, which has no price here")
     if usage.get("service_tier") not in (None, "standard", "batch"):
-        raise MalformedUsage(f"The provider billed service tier {usage['service_tier']!r}, which has no price here")
-    return GEO_FACTORS.get(str(usage.get("inference_geo") or "").lower(), Decimal(1))
+        raise MalformedUsage(f"The provider billed service tier {usage['service_tier']!r:.50}, which has no price here")
+    speed = "standard" if usage.get("speed") is None else usage["speed"]
+    factor = pricelists.builtin()["speed"].get(str(speed), {}).get(model)
+    if speed != "standard" and factor is None:
+        raise MalformedUsage(f"The provider billed speed {speed!r:.50}, which has no price here")
+    return GEO_FACTORS.get(str(usage.get("inference_geo") or "").lower(), Decimal(1)) * Decimal(factor or 1)
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int:
+def _object(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = usage.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise MalformedUsage(f"The provider's usage has a {name} that is not an object")
+    return value
+
+
+def _count(usage: Mapping[str, Any], name: str, most: int) -> int:
     value = usage.get(name)
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_TOKENS:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise MalformedUsage(f"The provider's usage has {name} = {value!r}, which is not a number of tokens")
     return value
 
@@ -255,10 +366,5 @@ def _tier(price: Price) -> int:
     return price.tier_above_tokens
 
 
-@functools.cache
-def _file() -> dict[str, Any]:
-    return tomllib.loads(resources.files("autovibe").joinpath("prices.toml").read_text(encoding="utf-8"))
-
-
 def _aliases() -> dict[str, str]:
-    return _file()["aliases"]
+    return pricelists.builtin()["aliases"]

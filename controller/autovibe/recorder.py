@@ -31,6 +31,7 @@ _OURS = "autovibe.proxmox."
 _STATUS = {"runner_on_ok": "ok", "runner_on_failed": "failed", "runner_on_unreachable": "unreachable"}
 #: What the controller records of a result; everything else is kept for people in `task_results`.
 _FACTS = ("machine", "checkpoint", "template")
+_LISTS = ("machines",)
 #: Events that one transaction records at most.
 _BATCH = 100
 _TEXT_MOST = 4000
@@ -142,52 +143,92 @@ class Recorder(threading.Thread):
         if operation_uuid is None or progress is None:
             return
         if event["event"] == "runner_on_ok":
-            self._succeeded_task(session, run_uuid, operation_uuid, action, result)
+            self._succeeded_task(session, run_uuid, operation_uuid, action, result, event.get("created"))
         elif not data.get("ignore_errors"):
             progress.failures[host] = failure(event["event"], data)
-            records.end(session, self.settings, operation_uuid, run_uuid=run_uuid, **progress.failures[host])
+            self._end(session, operation_uuid, run_uuid, **progress.failures[host])
 
     def _succeeded_task(
-        self, session: Session, run_uuid: UUID, operation_uuid: UUID, action: str, result: dict[str, Any]
+        self,
+        session: Session,
+        run_uuid: UUID,
+        operation_uuid: UUID,
+        action: str,
+        result: dict[str, Any],
+        at: str | None,
     ) -> None:
         progress = self.runs[run_uuid]
         facts = progress.facts.setdefault(str(operation_uuid), {})
         if action.startswith(_OURS):
-            facts |= {key: result[key] for key in _FACTS if isinstance(result.get(key), dict)}
+            facts |= facts_of(result)
+            if action == _OURS + "guest_exec" and "stdout" in result:
+                facts["exec"] = {key: result.get(key) for key in ("rc", "stdout", "truncated")}
             facts["changed"] = facts.get("changed", False) or bool(result.get("changed"))
+            if isinstance(result.get("machine"), dict):
+                # When it was seen as it was to be, by the host's clock that Ansible runs on: from then on it is billed.
+                facts["machine_at"] = at
         module, fact = progress.awaited.get(str(operation_uuid), ("", ""))
         if module and action == _OURS + module and fact in facts:
-            records.end(session, self.settings, operation_uuid, run_uuid=run_uuid, result=facts)
+            self._end(session, operation_uuid, run_uuid, result=facts)
 
     def _record_end(self, session: Session, run_uuid: UUID, outcome: Outcome) -> None:
         progress = self.runs.get(run_uuid) or Progress()
         left = operations.of_run(session, run_uuid, unfinished=True)
         if outcome.interrupted:
             for operation in operations.put_back(session, left, f"The run was interrupted ({outcome.status})"):
-                records.end(
-                    session,
-                    self.settings,
-                    operation.uuid,
-                    error=f"Its runs were interrupted {operation.attempts} times",
-                    error_class="Interrupted",
-                )
+                said = {"error": f"Its runs were interrupted {operation.attempts} times", "error_class": "Interrupted"}
+                self._end(session, operation.uuid, run_uuid, **said)
             operations.end_run(session, run_uuid, "lost", outcome.rc)
             return
         for operation in left:
             host = str(operation.uuid)
             said = {"result": progress.facts.get(host)} if outcome.rc == 0 else _unexplained(outcome)
             said = progress.failures.get(host, said)
-            records.end(session, self.settings, operation.uuid, run_uuid=run_uuid, **said)
+            self._end(session, operation.uuid, run_uuid, **said)
         operations.end_run(session, run_uuid, "succeeded" if outcome.rc == 0 else "failed", outcome.rc)
+
+    def _end(self, session: Session, operation_uuid: UUID, run_uuid: UUID, **said: Any) -> None:
+        """End an operation as `records.end` does. If that cannot be recorded, it has failed, and says why.
+
+        It would be running for ever otherwise: its run is over, and its worker lives. If what follows from the failure
+        cannot be recorded either, only the operation ends.
+        """
+        session.flush()
+        failed: dict[str, Any] = {}
+        for ending in (records.end, records.end, _only_finish):
+            try:
+                with session.begin_nested():
+                    ending(session, self.settings, operation_uuid, run_uuid=run_uuid, **(failed or said))
+                return
+            except Exception as error:
+                if _is_away(error):
+                    raise
+                log.exception("could not record the end of operation %s", operation_uuid)
+                failed = failed or _unrecorded(said, error)
+
+
+def facts_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The facts that a task of ours returned. Of a loop, a list of each (`checkpoint` → `checkpoints`)."""
+    facts: dict[str, Any] = {key: result[key] for key in _FACTS if isinstance(result.get(key), dict)}
+    facts |= {key: result[key] for key in _LISTS if isinstance(result.get(key), list)}
+    items = result.get("results")
+    for item in items if isinstance(items, list) else []:
+        for key, value in facts_of(item).items() if isinstance(item, dict) else ():
+            facts.setdefault(f"{key}s", []).append(value)
+    return facts
 
 
 def failure(event: str, data: dict[str, Any]) -> dict[str, Any]:
     """How a host failed, as `records.end` takes it."""
     result = data.get("res") or {}
+    facts = facts_of(result)
+    # Of a loop, the first item that failed says more.
+    items = [one for one in result.get("results") or [] if isinstance(one, dict) and one.get("failed")]
+    result = items[0] if items else result
     message = str(result.get("msg") or f"Task {data.get('task')!r} failed").strip()
     if event == "runner_on_unreachable":
         message = f"Ansible could not reach it: {message}"
-    kept = {"task": data.get("task")}
+    kept = {"task": data.get("task")} | facts
     if result.get("task_log"):
         kept["task_log"] = censored(result["task_log"])
     return {
@@ -223,6 +264,19 @@ def _unexplained(outcome: Outcome) -> dict[str, Any]:
         "error_class": "RunError",
         "result": {"output": lines[-20:]},
     }
+
+
+def _only_finish(session: Session, _: Settings, operation_uuid: UUID, **said: Any) -> None:
+    operations.finish(session, operation_uuid, **said)
+
+
+def _unrecorded(said: dict[str, Any], error: Exception) -> dict[str, Any]:
+    """The failure of an operation whose end could not be recorded, in one line. Its result may be what is wrong."""
+    reason = str(error.orig if isinstance(error, DBAPIError) else error).strip() or type(error).__name__
+    message = f"What it has done could not be recorded: {reason.splitlines()[0]}"
+    if said.get("error"):
+        message = f"{said['error']} ({message})"
+    return {"error": message.replace("\0", "")[:_TEXT_MOST], "error_class": "RecordError"}
 
 
 def _is_away(error: Exception) -> bool:

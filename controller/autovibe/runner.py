@@ -84,7 +84,7 @@ class Run:
     def write_inventory(self, hosts: list[Host]) -> Path:
         """The generated inventory, beside the site's own one: group `machines`, one host per operation."""
         path = self.folder / "inventory" / "hosts.json"
-        members = {str(host.operation_uuid): host.variables for host in hosts}
+        members = {str(host.operation_uuid): as_data(host.variables) for host in hosts}
         text = json.dumps({GROUP: {"hosts": members}}, indent=1)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
@@ -143,6 +143,18 @@ class Run:
             if path.exists():
                 text += path.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def as_data(value: Any) -> Any:
+    """Variables as Ansible's JSON names what is data only.
+
+    It would evaluate a template in any other text of an inventory, and some of these are a guest's own words.
+    """
+    if isinstance(value, str):
+        return {"__ansible_unsafe": value} if "{" in value else value
+    if isinstance(value, Mapping):
+        return {name: as_data(one) for name, one in value.items()}
+    return [as_data(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def folder_of(settings: Settings, run_uuid: UUID) -> Path:

@@ -6,11 +6,11 @@ children die with it, even when it is killed; what they leave of Ansible is ende
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autovibe import processes
+from autovibe import listening, processes, sockets
 from autovibe.errors import AutovibeError, DatabaseNotMigrated
 from autovibe.settings import Settings
 
@@ -32,6 +32,7 @@ _BACKOFF_FIRST, _BACKOFF_MOST = 0.2, 30.0
 _STABLE_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class AlreadyUp(AutovibeError):
@@ -40,13 +41,6 @@ class AlreadyUp(AutovibeError):
     code = "already_up"
     http_status = 409
     default_hint = "Stop it with `autovibe down`."
-
-
-class PortTaken(AutovibeError):
-    """The hub's port is taken."""
-
-    code = "port_taken"
-    default_hint = "Stop what uses it, or choose another one with --hub-port."
 
 
 class NotReady(AutovibeError):
@@ -58,7 +52,7 @@ class NotReady(AutovibeError):
 
 @dataclass
 class Child:
-    """One process of the hub and how often it has failed in a row. `later`: only once the API answers."""
+    """One process of the hub and how often it has failed in a row. `later`: only once machines are answered."""
 
     name: str
     module: str
@@ -69,10 +63,16 @@ class Child:
     due: float = 0.0
 
 
-def children() -> list[Child]:
-    """The API and the worker at once; the scheduler's work can wait until the processors are free."""
+def children(settings: Settings) -> list[Child]:
+    """The APIs and the worker at once; the scheduler's work can wait until the processors are free.
+
+    The machines' API and the gateway are served by several processes on one port.
+    """
+    more = range(2, settings.hub_processes + 1)
     return [
         Child("api", "autovibe.api"),
+        *(Child(f"api-{number}", "autovibe.api") for number in more),
+        Child("people", "autovibe.api.v1"),
         Child("worker", "autovibe.worker"),
         Child("scheduler", "autovibe.scheduler", later=True),
     ]
@@ -83,12 +83,14 @@ class Supervisor:
 
     def __init__(self, settings: Settings, members: list[Child] | None = None) -> None:
         self.settings = settings
-        self.members = children() if members is None else members
+        self.members = children(settings) if members is None else members
         self._stopping = False
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Until SIGTERM or SIGINT. `on_ready` is called once, when the API answers."""
+        """Until SIGTERM or SIGINT. `on_ready` is called once, when machines and people are answered."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        shutil.rmtree(self.settings.metrics_dir, ignore_errors=True)
+        private_folder(self.settings.metrics_dir)
         try:
             ready = False
             for child in self.members:
@@ -99,12 +101,12 @@ class Supervisor:
             while not self._stopping:
                 self._wait(0.05 if not ready else self._pause())
                 self._restart_the_dead()
-                if not ready and self._answers():
-                    ready = True
-                    on_ready()
-                    for child in self.members:
-                        child.due = 0.0 if child.later else child.due
-                    self._restart_the_dead()
+                # The scheduler watches the money: it does not wait for people's API.
+                if not ready and self._answers_machines():
+                    self._start_the_later()
+                    ready = sockets.answers(self.settings.api_socket)
+                    if ready:
+                        on_ready()
         finally:
             self._stop_all()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -132,6 +134,12 @@ class Supervisor:
             if child.process is None and child.due <= now and not self._stopping:
                 self._start(child)
 
+    def _start_the_later(self) -> None:
+        for child in self.members:
+            if child.due == float("inf"):
+                child.due = 0.0
+        self._restart_the_dead()
+
     def _start(self, child: Child) -> None:
         folder = private_folder(self.settings.log_dir)
         descriptor = os.open(folder / f"{child.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -153,20 +161,21 @@ class Supervisor:
         """Only the API needs the provider's key: nobody else gets it, not even in the environment."""
         environment = {**os.environ, "AUTOVIBE_STATE_DIR": str(self.settings.state_dir), "PYTHONUNBUFFERED": "1"}
         environment["AUTOVIBE_HUB_PORT"] = str(self.settings.hub_port)
-        if child.name != "api":
+        # prometheus_client's own; where it is set, figures are kept there.
+        environment.pop(_METRICS, None)
+        if child.module == "autovibe.api":
+            environment[_METRICS] = str(self.settings.metrics_dir)
+        else:
             for name in list(environment):
                 if "ANTHROPIC" in name.upper():
                     del environment[name]
         return environment
 
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(self._address(), timeout=1):
+    def _answers_machines(self) -> bool:
+        address = listening.reachable(self.settings.hub_bind), self.settings.hub_port
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             return True
         return False
-
-    def _address(self) -> tuple[str, int]:
-        host = self.settings.hub_bind
-        return ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host), self.settings.hub_port
 
     def _stop_all(self) -> None:
         running = [child.process for child in self.members if child.process is not None]
@@ -186,10 +195,15 @@ class Supervisor:
 def up(settings: Settings, on_ready: Callable[[dict], None]) -> None:
     """Start the hub in this process and stay until told to stop; leaves nothing behind.
 
-    Raises AlreadyUp, PortTaken, and whatever the database says.
+    Raises AlreadyUp, CannotListen for the machines' address, and whatever the database says.
     """
     with held_lock(settings) as state:
-        check_port(settings)
+        listening.check_machines(settings)
+        try:
+            listening.check(settings)
+        except listening.CannotListen as error:
+            # It may come, as after a boot; until then the machines, and what they cost, are looked after.
+            log.error("People's API: %s It is tried again and again.", error)
         ensure_database(settings)
         try:
             Supervisor(settings).run(lambda: on_ready(state))
@@ -202,7 +216,7 @@ def up_detached(settings: Settings, timeout: float = 60.0) -> dict:
     held = status(settings)
     if held:
         raise _already(held)
-    check_port(settings)
+    listening.check(settings)
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -315,20 +329,6 @@ def held_lock(settings: Settings):
         finally:
             file.seek(0)
             file.truncate()
-
-
-def check_port(settings: Settings) -> None:
-    """PortTaken when somebody else listens where the hub is to."""
-    family = socket.AF_INET6 if ":" in settings.hub_bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.hub_bind, settings.hub_port))
-        except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-                raise
-            reason = os.strerror(error.errno).lower()
-            raise PortTaken(f"Port {settings.hub_port} on {settings.hub_bind} cannot be used: {reason}") from None
 
 
 def ensure_database(settings: Settings) -> None:

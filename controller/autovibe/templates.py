@@ -35,14 +35,7 @@ def ensure(
 ) -> Operation:
     """Queue the building of a template, or return the one under way for this name. What stands already stays."""
     name = name or (NULL_NAME if null else settings.default_template)
-    under_way = session.scalars(
-        select(Operation).where(
-            Operation.kind == "template",
-            Operation.status.in_(("queued", "running")),
-            Operation.params["vars"]["template_name"].astext == name,
-        )
-    ).first()
-    if under_way is not None:
+    if under_way := _under_way(session, name, find=False):
         return under_way
     found: dict[str, Any] = {
         "template_name": name,
@@ -58,6 +51,25 @@ def ensure(
     return operations.enqueue(session, "template", params={"vars": found})
 
 
+def take_in(session: Session, settings: Settings, name: str | None = None) -> Operation:
+    """Queue a look for a template that a playbook or a person has made on Proxmox; its newest version is recorded."""
+    name = name or settings.default_template
+    wanted = {"template_name": name, "template_find": True}
+    return _under_way(session, name, find=True) or operations.enqueue(session, "template", params={"vars": wanted})
+
+
+def _under_way(session: Session, name: str, *, find: bool) -> Operation | None:
+    asked = Operation.params["vars"]
+    return session.scalars(
+        select(Operation).where(
+            Operation.kind == "template",
+            Operation.status.in_(("queued", "running")),
+            asked["template_name"].astext == name,
+            asked.has_key("template_find") == find,
+        )
+    ).first()
+
+
 def ready(session: Session, name: str) -> Template:
     """The newest version of a template that machines can be cloned from, or NoTemplate."""
     found = session.scalars(
@@ -66,7 +78,10 @@ def ready(session: Session, name: str) -> Template:
         .order_by(Template.created_at.desc())
     ).first()
     if found is None:
-        raise NoTemplate(f"There is no template {name}", "Build it with `autovibe template build`.")
+        raise NoTemplate(
+            f"There is no template {name}",
+            "Build it with `autovibe template build`; `autovibe template import` takes in one that Proxmox has.",
+        )
     return found
 
 
@@ -79,7 +94,8 @@ def record(session: Session, made: dict[str, Any]) -> Template:
     """Record what the playbook returned: {"name", "vm_id", "node", "inputs"}. Older versions of the name retire."""
     if not made.get("vm_id"):
         raise Invalid(f"The playbook returned no VM id for template {made.get('name')}")
-    inputs = str(made.get("inputs") or "")[:64]
+    # One that is of no known inputs is a version of its own.
+    inputs = str(made.get("inputs") or f"vm {made['vm_id']}")[:64]
     session.execute(
         update(Template)
         .where(Template.name == made["name"], Template.inputs != inputs, Template.status == "ready")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import UUID
 
 import jwt
@@ -23,6 +24,9 @@ from autovibe.settings import Settings, load_settings
 ALGORITHM = "HS256"
 AUDIENCE = "machine"
 LIFETIME_SECONDS = 3600
+ENDED = "The machine has ended"
+OLD = "The machine token is of an older generation"
+EXPIRED = "The machine token has expired"
 
 
 class BadToken(AutovibeError):
@@ -33,17 +37,26 @@ class BadToken(AutovibeError):
 
 
 @dataclass(frozen=True)
+class Claims:
+    """What a token says: whose it is, of which generation, and when it ends (seconds since 1970)."""
+
+    machine_uuid: UUID
+    generation: int
+    expires_at: float
+
+    @property
+    def is_old(self) -> bool:
+        """Whether more than half of the token's life is over."""
+        return self.expires_at - time.time() < LIFETIME_SECONDS / 2
+
+
+@dataclass(frozen=True)
 class Authenticated:
     """A machine, the token that it showed, and when that ends."""
 
     machine: Machine
     token: str
     expires_at: datetime
-
-    @property
-    def is_old(self) -> bool:
-        """Whether more than half of the token's life is over."""
-        return self.expires_at.timestamp() - time.time() < LIFETIME_SECONDS / 2
 
 
 def machine_token(machine: Machine, settings: Settings | None = None) -> str:
@@ -53,10 +66,15 @@ def machine_token(machine: Machine, settings: Settings | None = None) -> str:
 
 def issue(machine: Machine, settings: Settings | None = None) -> tuple[str, datetime]:
     """A token and when it ends."""
+    return issue_for(machine.uuid, machine.generation, settings)
+
+
+def issue_for(machine_uuid: UUID, generation: int, settings: Settings | None = None) -> tuple[str, datetime]:
+    """A token of a machine's generation, and when it ends."""
     now = int(time.time())
     claims = {
-        "sub": str(machine.uuid),
-        "gen": machine.generation,
+        "sub": str(machine_uuid),
+        "gen": generation,
         "aud": AUDIENCE,
         "iat": now,
         "exp": now + LIFETIME_SECONDS,
@@ -73,27 +91,40 @@ def authenticate(session: Session, headers: Mapping[str, str], settings: Setting
 def read(session: Session, headers: Mapping[str, str], settings: Settings | None = None) -> Authenticated:
     """Like `authenticate`, with the token that was shown."""
     token = shown(headers)
+    claims = claims_of(token, settings)
+    machine = session.get(Machine, claims.machine_uuid, populate_existing=True)
+    if machine is None or machine.status == "terminated":
+        raise BadToken(ENDED)
+    if machine.generation != claims.generation:
+        raise BadToken(OLD)
+    return Authenticated(machine, token or "", datetime.fromtimestamp(claims.expires_at, UTC))
+
+
+def claims_of(token: str | None, settings: Settings | None = None) -> Claims:
+    """What a token that the hub has signed says; BadToken otherwise. Whether it still holds, the database knows."""
     if not token:
         raise BadToken("No machine token was given")
+    claims = _decoded(token, _key(settings))
+    if claims.expires_at <= time.time():
+        raise BadToken(EXPIRED)
+    return claims
+
+
+@lru_cache(maxsize=4096)
+def _decoded(token: str, key: bytes) -> Claims:
     try:
         claims = jwt.decode(
             token,
-            _key(settings),
+            key,
             algorithms=[ALGORITHM],
             audience=AUDIENCE,
             options={"require": ["sub", "gen", "aud", "exp"]},
         )
-        machine_uuid, generation = UUID(claims["sub"]), claims["gen"]
+        return Claims(UUID(claims["sub"]), int(claims["gen"]), float(claims["exp"]))
     except jwt.ExpiredSignatureError:
-        raise BadToken("The machine token has expired") from None
+        raise BadToken(EXPIRED) from None
     except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError):
         raise BadToken("The machine token is not valid") from None
-    machine = session.get(Machine, machine_uuid, populate_existing=True)
-    if machine is None or machine.status == "terminated":
-        raise BadToken("The machine has ended")
-    if machine.generation != generation:
-        raise BadToken("The machine token is of an older generation")
-    return Authenticated(machine, token, datetime.fromtimestamp(claims["exp"], UTC))
 
 
 def shown(headers: Mapping[str, str]) -> str | None:

@@ -22,7 +22,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from autovibe import db, machines, operations, processes, records, runner
+from autovibe import db, hubs, machine_vms, operations, processes, records, runner
 from autovibe.errors import AutovibeError
 from autovibe.models import Machine, Operation, Run
 from autovibe.recorder import Recorder
@@ -90,9 +90,9 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 self._listen()
-                self._turn()
+                due = self._turn()
                 pause = 0.2
-                self._wait(min(POLL_SECONDS, self.settings.lease_seconds / 3))
+                self._wait(min(POLL_SECONDS, self.settings.lease_seconds / 3, due))
             except (DBAPIError, AutovibeError) as error:
                 log.warning("cannot reach the database, trying again: %s", error)
                 self._hang_up()
@@ -100,8 +100,8 @@ class Worker:
                 pause = min(pause * 2, 10.0)
         self._finish()
 
-    def _turn(self) -> None:
-        """Everything that may have to be done now."""
+    def _turn(self) -> float:
+        """Everything that may have to be done now; returns in how many seconds something is due."""
         now = time.monotonic()
         if now >= self._recover_at:
             self._recover()
@@ -116,6 +116,9 @@ class Worker:
         for lane, kinds in operations.LANES.items():
             while self._has_room(lane) and self._claim(lane, kinds):
                 pass
+        with db.session_scope(self.settings) as session:
+            # What is due and was not claimed waits for room, or for its machine: their end wakes this worker.
+            return operations.next_due(session) or POLL_SECONDS
 
     def _has_room(self, lane: str) -> bool:
         most = STOP_LANE_RUNS if lane == "stop" else self.settings.worker_concurrency
@@ -161,12 +164,14 @@ class Worker:
         run.prepare()
         with db.session_scope(self.settings) as session:
             served = operations.of_run(session, run.uuid, unfinished=True)
-            installation = str(machines.installation_id(session))
+            installation = str(machine_vms.installation_id(session))
             hosts = [self._host(session, run, operation, installation) for operation in served]
             awaited = {str(operation.uuid): records.awaited(operation) for operation in served}
         log.info("run %s: %s of %d", run.uuid, run.playbook.stem, len(hosts))
         self.recorder.begin(run.uuid, awaited)
         run.write_inventory(hosts)
+        if run.playbook.stem == "hub_checkpoint":
+            hubs.flush_database(self.settings)
 
     def _host(self, session: Session, run: runner.Run, operation: Operation, installation: str) -> runner.Host:
         variables = {

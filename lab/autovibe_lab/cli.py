@@ -9,6 +9,7 @@ import click
 
 from autovibe_lab import control
 from autovibe_lab.latency import PROFILES
+from autovibe_lab.paths import LabPaths
 from autovibe_lab.site import SITES
 
 
@@ -45,7 +46,7 @@ def _say(text: str) -> None:
 
 @click.group(cls=LabGroup)
 def lab() -> None:
-    """The embedded Proxmox node: real QEMU guests, no Proxmox, no root."""
+    """The embedded Proxmox node, on this computer: real QEMU guests, no Proxmox, no root."""
 
 
 @lab.command()
@@ -88,9 +89,14 @@ def up(state: Path | None, no_image: bool, as_json: bool, **settings: object) ->
 @lab.command()
 @state_option
 @click.option("--keep", is_flag=True, help="Keep disks and configurations for the next `up`.")
-def down(state: Path | None, keep: bool) -> None:
+@json_option
+def down(state: Path | None, keep: bool, as_json: bool) -> None:
     """Stop the lab and its guests and remove all of it, also after a crash."""
-    click.echo("the lab is down" if control.down(state, keep=keep) else "there is no lab")
+    was_up = control.down(state, keep=keep)
+    if as_json:
+        click.echo(json.dumps({"was_up": was_up}))
+    else:
+        click.echo("the lab is down" if was_up else "there is no lab")
 
 
 @lab.command()
@@ -113,11 +119,26 @@ def status(state: Path | None, as_json: bool) -> None:
 
 
 @lab.command()
-def image() -> None:
+@click.option(
+    "--flavour",
+    type=click.Choice(["default", "agents"]),
+    default="default",
+    show_default=True,
+    help="default: with Claude Code; agents: with qwen-code and aider too.",
+)
+@click.option("--install", is_flag=True, help="Also put it into the lab, as local:import/autovibe-agents.qcow2.")
+@state_option
+@json_option
+def image(flavour: str, install: bool, state: Path | None, as_json: bool) -> None:
     """Build the guest image, unless it is cached, and print the path of its disk."""
     from autovibe_lab import image as guest_image
 
     try:
-        click.echo(guest_image.build(_say) / "disk.qcow2")
+        built = guest_image.build(_say, flavour=flavour)
+        if install:
+            name = "autovibe-guest" if flavour == "default" else f"autovibe-{flavour}"
+            guest_image.install(built, LabPaths((state or control.default_state()).absolute()), name)
+        disk = str(built / "disk.qcow2")
+        click.echo(json.dumps({"disk": disk}) if as_json else disk)
     except guest_image.ImageError as error:
         raise control.LabError(str(error)) from None

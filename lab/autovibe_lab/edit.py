@@ -79,6 +79,12 @@ def _fixed_size(drive: Drive) -> int | None:
     return None
 
 
+def _drive_of(node: Node, volid: str) -> str:
+    """The key under which a guest has this volume as its drive, for a log; what no guest uses has none."""
+    found = [drive for machine in node.machines.values() for drive in drives(machine.config.current)]
+    return next((f"{drive.key} " for drive in found if drive.volid == volid), "")
+
+
 async def _make_volume(node: Node, vmid: int, drive: Drive, log: Log) -> Volume:
     """While it is made its storage is locked, which takes long on a slow one."""
     storage, _, what = drive.volid.partition(":")
@@ -86,8 +92,7 @@ async def _make_volume(node: Node, vmid: int, drive: Drive, log: Log) -> Volume:
     if source:
         node.storages.import_source(source)
         if not source.startswith("/"):
-            named = "" if ":import/" in source else f"{drive.key} "
-            log(f"create full clone of drive {named}({source})")
+            log(f"create full clone of drive {_drive_of(node, source)}({source})")
     async with node.storage_lock(storage, log):
         await asyncio.sleep(node.disk_delay)
         if what == "cloudinit":

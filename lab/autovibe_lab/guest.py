@@ -140,7 +140,8 @@ class Process:
 
 class NullGuest:
     """A guest without a process. What the agent writes is kept in memory and stands for the disk's content: it outlives
-    a stop, goes into snapshots and is copied to clones. Its programs are those of `null_programs`.
+    a stop, goes into snapshots and is copied to clones. What lies in `/run` ends with each start. Its programs are
+    those of `null_programs`.
 
     With `bare` it has no operating system, unless it boots from a CD: no agent answers, and ACPI wakes nobody.
     """
@@ -174,6 +175,8 @@ class NullGuest:
         self._running, self._silent = True, self.bare and not boots_from_cd(config)
         self._stopped.clear()
         self.frozen = False
+        if not config.get("vmstate"):
+            self.disk.boot()
 
     async def stop(self) -> None:
         self._running = False
@@ -199,6 +202,7 @@ class NullGuest:
     async def reset(self) -> None:
         self._handles.clear()
         self._processes.clear()
+        self.disk.boot()
 
     async def resize(self, key: str, size: int) -> None: ...
 
@@ -292,17 +296,17 @@ class NullGuest:
             raise AgentError(f"Guest agent command failed, error was '{failed}'")
         run = null_programs.run(self.disk, self._hostname(), [path, *(arg or [])], base64.b64decode(input_data))
         pid = next(self._next)
-        self._processes[pid] = Process(run, time.monotonic() + run.seconds)
+        self._processes[pid] = Process(run, asyncio.get_running_loop().time() + run.seconds)
         for victim, signal in run.kills:
             process = self._processes.get(victim)
-            if process and process.ends > time.monotonic():
+            if process and process.ends > asyncio.get_running_loop().time():
                 process.ends, process.signal = 0, signal
         return {"pid": pid}
 
     def _guest_exec_status(self, pid: int) -> dict:
         if pid not in self._processes:
             raise AgentError("Invalid parameter 'pid'")
-        if self._processes[pid].ends > time.monotonic():
+        if self._processes[pid].ends > asyncio.get_running_loop().time():
             return {"exited": False}
         process = self._processes.pop(pid)
         found: dict[str, object] = {"exited": True}

@@ -3,10 +3,13 @@
 Made once and cached in `$XDG_CACHE_HOME/autovibe` by the hash of all that goes into it::
 
     rootfs-<hash>.tar           Debian with its packages; changes seldom
-    claude-<version>            Claude Code's program
+    claude-<version>            Claude Code's program; so for other coding CLIs (`coding_clis`)
     image-<hash>/disk.qcow2     the disk: one ext4 file system, read only
                  vmlinux        its kernel, uncompressed, because unpacking takes long without KVM
                  initrd         loads the kernel's modules and mounts the disk
+
+Two flavours: the default one has Claude Code; `agents` has qwen-code and aider besides, a disk three times as large
+that takes minutes to build. They share kernel and initrd.
 
 Needs no root, no mounts and no loop device, only a way to install packages as root of their own: root, user
 namespaces, or `sudo`.
@@ -25,12 +28,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from autovibe_lab import initramfs
+from autovibe_lab import coding_clis, initramfs
+from autovibe_lab.image_tools import ImageError, Progress, find, run, succeeds
 from autovibe_lab.paths import LabPaths
 
 SUITE = "bookworm"
@@ -59,29 +63,25 @@ PROGRAMS = {
     "lz4": "lz4",
     "npm": "npm",
 }
+#: What a flavour's disk has beside Claude Code.
+FLAVOURS: dict[str, tuple] = {"default": (), "agents": (coding_clis.qwen, coding_clis.aider)}
 SOURCES = Path(__file__).parent / "image"
 #: The user that agents work as.
 HOOK = 'chroot "$1" useradd --create-home --uid 1000 --shell /bin/bash agent'
-
-Progress = Callable[[str], None]
-
-
-class ImageError(Exception):
-    """The guest image could not be built."""
 
 
 def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autovibe"
 
 
-def folder(cache: Path | None = None) -> Path:
+def folder(cache: Path | None = None, flavour: str = "default") -> Path:
     """Where the image of this version stands, or will."""
-    return (cache or cache_folder()) / f"image-{_image_key()}"
+    return (cache or cache_folder()) / f"image-{_image_key(flavour)}"
 
 
-def build(progress: Progress = lambda text: None, cache: Path | None = None) -> Path:
+def build(progress: Progress = lambda text: None, cache: Path | None = None, flavour: str = "default") -> Path:
     """Build the image unless it is there already; returns its folder. Of two builders one waits. Raises ImageError."""
-    target = folder(cache)
+    target = folder(cache, flavour)
     if target.is_dir():
         return target
     cache = target.parent
@@ -92,31 +92,36 @@ def build(progress: Progress = lambda text: None, cache: Path | None = None) -> 
             work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
             try:
                 with ThreadPoolExecutor() as pool:
-                    parts = [pool.submit(part, cache, work, progress) for part in (_rootfs, _claude)]
-                rootfs, claude = (part.result() for part in parts)
+                    rootfs = pool.submit(_rootfs, cache, work, progress)
+                    claude = pool.submit(_claude, cache, work, progress)
+                    more = [pool.submit(fetch, cache, work, progress) for fetch in FLAVOURS[flavour]]
+                files = _files(claude.result()) | {
+                    name: entry for part in more for name, entry in coding_clis.files_of(part.result()).items()
+                }
                 progress("making the disk")
-                _assemble(rootfs, claude, work)
+                _assemble(rootfs.result(), files, work)
                 (work / "image").rename(target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def install(image: Path, lab: LabPaths) -> None:
-    """Put the image of folder `image` into a lab's `import` folder, as `autovibe-guest.{qcow2,vmlinux,initrd}`.
+def install(image: Path, lab: LabPaths, name: str = "autovibe-guest") -> None:
+    """Put the image of folder `image` into a lab's `import` folder, as `<name>.{qcow2,vmlinux,initrd}`.
 
-    Those are links to files that carry the image's hash: disks made from an older image keep theirs.
+    The lab boots all guests with the kernel and initrd of `autovibe-guest`. The names are links to files that carry
+    the image's hash: disks made from an older image keep theirs.
     """
     lab.imports.mkdir(parents=True, exist_ok=True)
     for source, kind in (("disk.qcow2", "qcow2"), ("vmlinux", "vmlinux"), ("initrd", "initrd")):
-        name = f"autovibe-guest-{image.name.removeprefix('image-')}.{kind}"
-        file, link = lab.imports / name, lab.imports / f"autovibe-guest.{kind}"
+        target = f"{name}-{image.name.removeprefix('image-')}.{kind}"
+        file, link = lab.imports / target, lab.imports / f"{name}.{kind}"
         if not file.exists():
             _link_or_copy(image / source, file)
-        if not link.is_symlink() or os.readlink(link) != name:
+        if not link.is_symlink() or os.readlink(link) != target:
             new = lab.imports / f".{link.name}.new"
             new.unlink(missing_ok=True)
-            new.symlink_to(name)
+            new.symlink_to(target)
             new.rename(link)
 
 
@@ -125,10 +130,11 @@ def prune(cache: Path | None = None) -> list[Path]:
     cache = cache or cache_folder()
     if not cache.is_dir():
         return []
-    keep = {f"image-{_image_key()}", f"rootfs-{_rootfs_key()}.tar", f"claude-{CLAUDE_VERSION}"}
+    keep = {f"rootfs-{_rootfs_key()}.tar", f"claude-{CLAUDE_VERSION}", *coding_clis.names()}
+    keep |= {f"image-{_image_key(flavour)}" for flavour in FLAVOURS}
     gone = []
     with _lock(cache / "build.lock", lambda text: None):
-        for pattern in ("image-*", "rootfs-*.tar", "claude-*", ".build-*"):
+        for pattern in ("image-*", "rootfs-*.tar", "claude-*", "qwen-*", "aider-*", ".build-*"):
             for path in cache.glob(pattern):
                 if path.name not in keep:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -143,9 +149,10 @@ def _rootfs_key() -> str:
     return _digest(SUITE, *PACKAGES, HOOK, *_mmdebstrap_options())
 
 
-def _image_key() -> str:
+def _image_key(flavour: str = "default") -> str:
     files = [*sorted(SOURCES.iterdir()), Path(__file__), Path(initramfs.__file__), _bootstrap()]
-    return _digest(_rootfs_key(), CLAUDE_VERSION, *(file.read_bytes() for file in files if file.is_file()))
+    more = [Path(coding_clis.__file__).read_bytes()] if FLAVOURS[flavour] else []
+    return _digest(_rootfs_key(), CLAUDE_VERSION, *more, *(file.read_bytes() for file in files if file.is_file()))
 
 
 def _digest(*inputs: str | bytes) -> str:
@@ -196,9 +203,9 @@ def _as_root() -> list[str]:
     environment = ["env", "INITRD=No"]
     if os.geteuid() == 0:
         return environment
-    if _succeeds("mmdebstrap", "--unshare-helper", "true"):
+    if succeeds("mmdebstrap", "--unshare-helper", "true"):
         return environment
-    if _succeeds("sudo", "-n", "true"):
+    if succeeds("sudo", "-n", "true"):
         return ["sudo", "-n", *environment]
     raise ImageError(
         "building the image needs user namespaces (install uidmap and give the user a range in /etc/subuid),"
@@ -242,7 +249,7 @@ def _claude(cache: Path, work: Path, progress: Progress) -> Path:
     progress(f"fetching Claude Code {CLAUDE_VERSION} from npm")
     # npm checks the package against the hash that its registry has for this version.
     command = ["npm", "pack", f"{CLAUDE_PACKAGE}@{CLAUDE_VERSION}", "--json", "--pack-destination", str(work)]
-    packed = json.loads(_run(command, cwd=work))
+    packed = json.loads(run(command, cwd=work))
     with tarfile.open(work / packed[0]["filename"]) as package:
         program = package.extractfile("package/claude")
         if program is None:
@@ -257,12 +264,12 @@ def _claude(cache: Path, work: Path, progress: Progress) -> Path:
 # -- the disk
 
 
-def _assemble(rootfs: Path, claude: Path, work: Path) -> None:
+def _assemble(rootfs: Path, files: dict[str, tuple[Path, int]], work: Path) -> None:
     """Make disk, kernel and initrd in `work/image`."""
     root, image = work / "root", work / "image"
     root.mkdir()
     image.mkdir()
-    _overlay(claude, work / "overlay.tar")
+    _overlay(files, work / "overlay.tar")
     disk = work / "disk.ext4"
     # One shell for the whole: what fakeroot believes of owners and devices ends with it.
     script = """set -e
@@ -276,23 +283,27 @@ def _assemble(rootfs: Path, claude: Path, work: Path) -> None:
     """
     arguments = [root, rootfs, work / "overlay.tar", work / "kernel", disk, DISK_SIZE]
     fake = [] if os.geteuid() == 0 else ["fakeroot"]
-    _run([*fake, "sh", "-c", script, "sh", *map(str, arguments)])
+    run([*fake, "sh", "-c", script, "sh", *map(str, arguments)])
     (image / "vmlinux").write_bytes(_uncompressed(work / "kernel" / "vmlinuz"))
     (image / "initrd").write_bytes(initramfs.build(root, SOURCES / "initramfs"))
-    _run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(disk), str(image / "disk.qcow2")])
+    run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", str(disk), str(image / "disk.qcow2")])
     for file in image.iterdir():
         file.chmod(0o444)
 
 
-def _overlay(claude: Path, target: Path) -> None:
-    """What we put over Debian's files, as an archive: it knows owners and modes, whoever builds."""
-    files = {
+def _files(claude: Path) -> dict[str, tuple[Path, int]]:
+    """What we put over Debian's files: name → (source, mode)."""
+    return {
         "usr/local/bin/claude": (claude, 0o755),
         "usr/local/lib/autovibe/bootstrap.py": (_bootstrap(), 0o644),
         "usr/sbin/init": (SOURCES / "init", 0o755),
         "etc/acpi/PWRF/00000080": (SOURCES / "power-button", 0o755),
         **{f"usr/sbin/{name}": (SOURCES / "shutdown", 0o755) for name in ("shutdown", "poweroff", "halt", "reboot")},
     }
+
+
+def _overlay(files: dict[str, tuple[Path, int]], target: Path) -> None:
+    """The files as an archive: it knows owners and modes, whoever builds."""
     with tarfile.open(target, "w") as archive:
         for name, (source, mode) in files.items():
             member = archive.gettarinfo(source, name)
@@ -310,7 +321,7 @@ def _uncompressed(kernel: Path) -> bytes:
     payload = image[start : start + int.from_bytes(image[0x24C:0x250], "little")]
     if payload.startswith(b"\x02\x21\x4c\x18"):
         # The last four bytes are the size that it will have.
-        return _run(["lz4", "-dc", "-"], input=payload[:-4])
+        return run(["lz4", "-dc", "-"], input=payload[:-4])
     if payload.startswith(b"\x1f\x8b"):
         return gzip.decompress(payload[:-4])
     raise ImageError(f"the kernel is compressed in a way that is not known: {payload[:4].hex()}")
@@ -321,7 +332,7 @@ def _uncompressed(kernel: Path) -> bytes:
 
 def _preflight(cache: Path) -> None:
     programs = PROGRAMS if os.geteuid() == 0 else PROGRAMS | {"fakeroot": "fakeroot"}
-    missing = [package for program, package in programs.items() if not _find(program)]
+    missing = [package for program, package in programs.items() if not find(program)]
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
         missing.append("debian-archive-keyring")
     if missing:
@@ -329,32 +340,6 @@ def _preflight(cache: Path) -> None:
     free = shutil.disk_usage(cache).free
     if free < NEEDED_BYTES:
         raise ImageError(f"no disk space: {cache} has {free / 1024**3:.1f} GiB free, a build needs 4")
-
-
-def _find(program: str) -> str | None:
-    # A plain user's PATH often lacks the sbin folders.
-    return shutil.which(program, path=_path())
-
-
-def _path() -> str:
-    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
-
-
-def _run(command: list[str], *, input: bytes | None = None, cwd: Path | None = None) -> bytes:
-    environment = os.environ | {"PATH": _path(), "LC_ALL": "C.UTF-8"}
-    stdin = {"input": input} if input is not None else {"stdin": subprocess.DEVNULL}
-    done = subprocess.run(command, capture_output=True, cwd=cwd, env=environment, **stdin)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
-        raise ImageError(f"{command[0]} failed: {' | '.join(said) or f'exit code {done.returncode}'}")
-    return done.stdout
-
-
-def _succeeds(*command: str) -> bool:
-    try:
-        return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

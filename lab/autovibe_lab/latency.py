@@ -114,7 +114,7 @@ class Shared:
 
     async def use(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        while seconds > 0:
+        while seconds > 1e-6:  # less than a timer can tell apart
             async with self._free:
                 begun = loop.time()
                 await asyncio.sleep(min(seconds, TURN))

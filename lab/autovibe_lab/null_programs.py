@@ -48,6 +48,13 @@ class Disk:
         meta = {path: Meta(**vars(found)) for path, found in self.meta.items()}
         return Disk(dict(self.files), meta, set(self.folders))
 
+    def boot(self) -> None:
+        """What stands in /run is memory: a start finds none of it."""
+        for path in [path for path in self.files if path.startswith("/run/")]:
+            del self.files[path]
+            self.meta.pop(path, None)
+        self.folders = {path for path in self.folders if not path.startswith("/run/")}
+
     def has_folder(self, path: str) -> bool:
         top = path.split("/")[1] if path.startswith("/") else ""
         inside = any(name.startswith(path.rstrip("/") + "/") for name in self.files)

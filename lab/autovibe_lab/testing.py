@@ -163,9 +163,9 @@ class Held:
 class LabInThread:
     """A lab that answers from a thread of the test's process. `settings` are those of `daemon.Settings`."""
 
-    def __init__(self, state: Path, **settings: object) -> None:
+    def __init__(self, state: Path, *, loop: asyncio.AbstractEventLoop | None = None, **settings: object) -> None:
         self.state = state
-        self.loop = asyncio.new_event_loop()
+        self.loop = loop or asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.lab = self.run(self._make(Settings(state, port=0, **({"login_delay": 0} | settings))))

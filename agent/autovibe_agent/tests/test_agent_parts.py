@@ -9,16 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from autovibe_agent import progress as progress_module
+from autovibe_agent import spool as spool_module
 from autovibe_agent.base import Message
 from autovibe_agent.bootstrap import IdentityFile
 from autovibe_agent.checkpoints import Checkpoints
 from autovibe_agent.enrol import Identity, _nonce
 from autovibe_agent.hub import HubRefused, HubUnreachable
+from autovibe_agent.manifest import Manifest
 from autovibe_agent.paths import Paths, User, write_private
-from autovibe_agent.process import CliProcess, WorkState, end_leftover, start_time
+from autovibe_agent.process import CliProcess, end_leftovers
 from autovibe_agent.progress import Progress
-from autovibe_agent.workspace import Manifest
+from autovibe_agent.spool import Spool
+from autovibe_agent.state import ENDED, NEW, STARTED, WorkStore
 
 
 class FarHub:
@@ -54,9 +56,17 @@ def texts(hub):
     return [message["text"] for _, _, body in hub.calls for message in body["messages"]]
 
 
-def test_messages_are_sent_in_order_and_cut():
+@pytest.fixture
+def progress_to(tmp_path):
+    def make(hub, flush_seconds=0.01):
+        return Progress(hub, Spool(tmp_path / "spool", "m"), flush_seconds)
+
+    return make
+
+
+def test_messages_are_sent_in_order_and_cut(progress_to):
     hub = FarHub({})
-    progress = Progress(hub, flush_seconds=0.01)
+    progress = progress_to(hub)
     progress.start()
     for number in range(250):
         progress.add(Message("text", f"line {number}"))
@@ -64,13 +74,13 @@ def test_messages_are_sent_in_order_and_cut():
     progress.close(5)
     assert texts(hub)[:250] == [f"line {number}" for number in range(250)]
     assert texts(hub)[250].endswith("… (6000 more characters)")
-    assert max(len(body["messages"]) for _, _, body in hub.calls) <= progress_module.BATCH
+    assert max(len(body["messages"]) for _, _, body in hub.calls) <= spool_module.BATCH
     assert len(progress.latest) == 200
 
 
-def test_a_batch_that_the_hub_did_not_hear_is_sent_again_once():
+def test_a_batch_that_the_hub_did_not_hear_is_sent_again(progress_to):
     hub = FarHub(HubUnreachable("away"), HubUnreachable("away"), {})
-    progress = Progress(hub, flush_seconds=0.01)
+    progress = progress_to(hub)
     progress.start()
     progress.add(Message("text", "once"))
     hub.wait(lambda: len(hub.calls) >= 3)
@@ -78,9 +88,9 @@ def test_a_batch_that_the_hub_did_not_hear_is_sent_again_once():
     assert texts(hub) == ["once"] * 3
 
 
-def test_a_batch_that_the_hub_refuses_is_given_up():
+def test_a_batch_that_the_hub_refuses_is_given_up(progress_to):
     hub = FarHub(HubRefused(422, "invalid", "no"), {})
-    progress = Progress(hub, flush_seconds=0.01)
+    progress = progress_to(hub)
     progress.start()
     progress.add(Message("text", "bad"))
     hub.wait(lambda: hub.calls)
@@ -89,21 +99,10 @@ def test_a_batch_that_the_hub_refuses_is_given_up():
     assert texts(hub) == ["bad", "good"]
 
 
-def test_a_flood_is_bounded_and_said(monkeypatch):
-    monkeypatch.setattr(progress_module, "QUEUED", 10)
-    hub = FarHub({})
-    progress = Progress(hub, flush_seconds=60)
-    for number in range(30):
-        progress.add(Message("text", str(number)))
-    progress.start()
-    progress.close(5)
-    assert texts(hub) == ["20 messages were dropped: the hub could not keep up", *map(str, range(20, 30))]
-
-
-def test_closing_does_not_wait_for_a_hub_that_is_away():
+def test_closing_does_not_wait_longer_than_it_is_told(progress_to):
     hub = FarHub(HubUnreachable("away"))
     others = set(threading.enumerate())
-    progress = Progress(hub, flush_seconds=60)
+    progress = progress_to(hub, flush_seconds=60)
     progress.start()
     progress.add(Message("text", "x"))
     began = time.monotonic()
@@ -116,53 +115,134 @@ def test_closing_does_not_wait_for_a_hub_that_is_away():
     assert 1 <= len(hub.calls) <= 5
 
 
+def test_what_an_agent_could_not_say_the_next_one_says_first(progress_to):
+    away, back = FarHub(HubUnreachable("away")), FarHub({})
+    first = progress_to(away)
+    first.start()
+    first.add(Message("text", "before"))
+    away.wait(lambda: away.calls)
+    first.close(0)
+    second = progress_to(back)
+    second.add(Message("text", "after"))
+    second.start()
+    second.close(None)
+    assert texts(back) == ["before", "after"]
+    # The hub can tell that these are the same that it did not answer to.
+    assert [(body["spool"], body["messages"][0]["seq"]) for _, _, body in back.calls[:1]] == [
+        (body["spool"], body["messages"][0]["seq"]) for _, _, body in away.calls[:1]
+    ]
+
+
+def test_messages_of_an_identity_that_is_over_wait_for_the_next(progress_to):
+    over, back = FarHub(HubRefused(401, "bad_token", "no")), FarHub({})
+    first = progress_to(over)
+    first.start()
+    first.add(Message("text", "kept"))
+    first.close(None)
+    second = progress_to(back)
+    second.start()
+    second.close(None)
+    assert texts(back) == ["kept"]
+
+
+def said(spool):
+    found = []
+    while (batch := spool.take()) is not None:
+        found += [(batch.name, message["seq"], message["text"]) for message in batch.messages]
+        spool.done(batch)
+    return found
+
+
+def test_a_spool_forgets_what_was_sent_and_nothing_else(tmp_path):
+    spool = Spool(tmp_path, "m")
+    for number in range(250):
+        spool.add({"text": str(number)})
+    first = spool.take()
+    assert spool.take() == first
+    spool.done(first)
+    again = Spool(tmp_path, "m")
+    again.add({"text": "new"})
+    rest = said(again)
+    assert [text for _, _, text in rest] == [*map(str, range(spool_module.BATCH, 250)), "new"]
+    assert [seq for _, seq, _ in rest] == [*range(spool_module.BATCH, 250), 0]
+    assert len({name for name, _, _ in rest}) == 2
+    assert len([path for path in (tmp_path / "m").iterdir() if "." not in path.name]) == 1
+
+
+def test_a_spool_is_bounded_and_says_what_it_gave_up(tmp_path):
+    spool = Spool(tmp_path, "m", file_bytes=1000, limit_bytes=5000)
+    for number in range(1000):
+        spool.add({"at": "t", "kind": "text", "text": f"{number:04d}"})
+        assert sum(path.stat().st_size for path in (tmp_path / "m").iterdir()) < 7000
+    texts = [text for _, _, text in said(spool)]
+    notes = [text for text in texts if "dropped" in text]
+    kept = [text for text in texts if "dropped" not in text]
+    assert kept == [f"{number:04d}" for number in range(1000 - len(kept), 1000)]
+    assert sum(int(note.split()[0]) for note in notes) <= 1000 - len(kept)
+    assert notes
+
+
+def test_half_a_line_and_nonsense_do_no_harm(tmp_path):
+    spool = Spool(tmp_path, "m")
+    spool.add({"text": "whole"})
+    (file,) = (tmp_path / "m").iterdir()
+    with file.open("ab") as end:
+        end.write(b'\0\0\n[1]\n{"text": "ha')
+    assert [text for _, _, text in said(Spool(tmp_path, "m"))] == ["whole"]
+
+
+def test_a_branch_does_not_say_what_its_parent_said(tmp_path):
+    Spool(tmp_path, "parent").add({"text": "x"})
+    assert said(Spool(tmp_path, "branch")) == []
+    assert os.listdir(tmp_path) == ["branch"]
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
-    def make(hub, seconds=1000.0, calls=5, floor=0.0):
-        return Checkpoints(hub, Manifest(tmp_path), seconds, calls, dict, floor_seconds=floor, poll_seconds=0.01)
-
-    return make
+    return lambda hub: Checkpoints(hub, Manifest(tmp_path), dict, poll_seconds=0.01)
 
 
-def test_a_checkpoint_is_due_after_five_calls(checkpoints):
+def test_a_checkpoint_is_asked_for_when_the_hub_says_why(checkpoints):
     hub = FarHub({"checkpoint": "c"}, {"status": "pending"}, {"checkpoint": "c", "status": "verified"})
     policy = checkpoints(hub)
-    assert [policy.consider(calls) for calls in (0, 4, 5)] == [False, False, True]
+    assert [policy.consider(why) for why in (None, "", "after 5 model calls")] == [False, False, True]
     policy._under_way.join(5)
     assert [path for _, path, _ in hub.calls] == ["/agent/v1/checkpoints", *["/agent/v1/checkpoints/c"] * 2]
     assert hub.calls[0][2]["description"] == "after 5 model calls"
-    assert [policy.consider(calls) for calls in (9, 10)] == [False, True]
-
-
-def test_a_checkpoint_is_due_after_its_time(checkpoints):
-    hub = FarHub({"checkpoint": "c"}, {"checkpoint": "c", "status": "verified"})
-    policy = checkpoints(hub, seconds=0.05)
-    assert not policy.consider(0)
-    threading.Event().wait(0.06)
-    assert policy.consider(0)
+    assert hub.calls[0][2]["manifest"] == {"files": [], "truncated": False}
 
 
 def test_never_two_at_once(checkpoints):
     hub = FarHub({"checkpoint": "c"}, {"status": "pending"})
     policy = checkpoints(hub)
-    assert policy.consider(5)
-    assert not policy.consider(50)
+    assert policy.consider("why")
+    assert not policy.consider("why")
     hub.answers[:] = [{"checkpoint": "c", "status": "verified"}]
     policy._under_way.join(5)
-    assert policy.consider(50)
-
-
-def test_not_more_often_than_the_floor(checkpoints):
-    policy = checkpoints(FarHub({}), floor=60)
-    assert not policy.consider(500)
+    assert policy.consider("why")
 
 
 @pytest.mark.parametrize("answer", [HubUnreachable("away"), HubRefused(409, "stopping", "no")])
 def test_a_checkpoint_that_cannot_be_had_is_let_go(checkpoints, answer):
     policy = checkpoints(FarHub(answer))
-    assert policy.consider(5)
+    assert policy.consider("why")
     policy._under_way.join(5)
     assert not policy._under_way.is_alive()
+
+
+def has_ended(pid):
+    """Whether a process is gone, or only waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come"
+        threading.Event().wait(0.01)
 
 
 def run(user, tmp_path, script, stdin=b""):
@@ -204,23 +284,44 @@ def test_no_environment_but_the_given_one(user, tmp_path, monkeypatch):
     assert not [line for line in lines if "SECRET" in line]
 
 
-def test_a_leftover_cli_is_killed_and_nobody_else(user, tmp_path):
-    process, _, _ = run(user, tmp_path, "sleep 600")
-    end_leftover({"pid": process.pid, "pid_start": "12345"})
-    assert not process.ended.wait(0.1)
-    end_leftover({"pid": process.pid, "pid_start": start_time(process.pid)})
-    assert process.ended.wait(10)
-    end_leftover({})
+def test_all_that_a_dead_agent_left_is_killed_and_nothing_else(user, tmp_path):
+    def left(mark):
+        lines = []
+        script = "setsid sleep 600 & echo $!; wait"
+        process = CliProcess(["/bin/sh", "-c", script], {"PATH": os.environ["PATH"], "MARK": mark}, tmp_path, user)
+        process.start(b"", lines.append, lines.append)
+        return process, lines
+
+    ours, other = (left(mark) for mark in ("a", "ab"))
+    wait_for(lambda: ours[1] and other[1])
+    end_leftovers("MARK=a")
+    assert ours[0].ended.wait(10)
+    wait_for(lambda: has_ended(int(ours[1][0])))
+    assert not has_ended(int(other[1][0]))
+    assert not other[0].ended.is_set()
+    end_leftovers("MARK=ab")
+    assert other[0].ended.wait(10)
 
 
-def test_state_belongs_to_one_identity(tmp_path):
-    path = tmp_path / "state.json"
-    WorkState(path, "m", 1).write("started", pid=5)
-    assert WorkState(path, "m", 1).read()["pid"] == 5
-    assert WorkState(path, "m", 2).read() is None
-    assert WorkState(path, "n", 1).read() is None
-    path.write_text("{")
-    assert WorkState(path, "m", 1).read() is None
+def test_work_is_kept_for_one_machine(tmp_path):
+    path = tmp_path / "lib/state.json"
+    work = WorkStore(path, "m").read()
+    assert (work.phase, work.generation) == (NEW, 0)
+    work.phase, work.generation, work.session = STARTED, 1, {"session_id": "s"}
+    WorkStore(path, "m").write(work)
+    assert WorkStore(path, "m").read() == work
+    # A branch of this disk is another machine.
+    assert WorkStore(path, "n").read().phase == NEW
+    work.phase, work.result = ENDED, {"outcome": "failed", "summary": "x"}
+    WorkStore(path, "m").write(work)
+    assert WorkStore(path, "m").read().result["outcome"] == "failed"
+    assert os.listdir(path.parent) == ["state.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"machine": "m", "unknown": 1}', '{"generation": 1}'])
+def test_a_state_that_cannot_be_read_is_new_work(tmp_path, content):
+    (tmp_path / "state.json").write_text(content)
+    assert WorkStore(tmp_path / "state.json", "m").read().phase == NEW
 
 
 def test_the_nonce_stays_for_one_identity_and_is_private(tmp_path):

@@ -126,3 +126,69 @@ def test_its_complaints_are_in_the_summary(make):
     agent = make()
     agent.read_error("Invalid API key\n")
     assert "Invalid API key" in agent.outcome(1).summary
+
+
+class Gateway:
+    """What an agent type sees of its local gateway."""
+
+    url, key = "http://127.0.0.1:1", "local-key"
+
+    def __init__(self, last_status=200, answers=1, is_exhausted=False):
+        self.last_status, self.answers, self.is_exhausted = last_status, answers, is_exhausted
+
+
+QWEN_ENDS = [
+    ({"subtype": "success", "is_error": False, "result": "done"}, 0, Gateway(), "succeeded"),
+    # On a slow machine it ends with 1 after a result that is good.
+    ({"subtype": "success", "is_error": False, "result": "done"}, 1, Gateway(), "succeeded"),
+    (
+        {"subtype": "error_during_execution", "is_error": True, "error": {"message": "402"}},
+        1,
+        Gateway(402),
+        "out_of_budget",
+    ),
+    ({"subtype": "error_during_execution", "is_error": True}, 1, Gateway(400), "failed"),
+    ({"subtype": "error_max_turns", "is_error": True}, 53, Gateway(200, 5, True), "failed"),
+    (None, 0, Gateway(), "failed"),
+    (None, -9, Gateway(), "failed"),
+]
+
+
+@pytest.mark.parametrize(("result", "code", "gateway", "outcome"), QWEN_ENDS)
+def test_how_qwen_code_ended(make, result, code, gateway, outcome):
+    agent = make("qwen_coder", prompt="p")
+    agent.local_gateway = gateway
+    if result is not None:
+        agent.read_output(line(type="result", **result))
+    assert agent.outcome(code).outcome == outcome
+    assert agent.outcome(code).passing == (code == -9)
+
+
+@pytest.mark.parametrize(
+    ("code", "gateway", "outcome", "passing"),
+    [
+        (0, Gateway(), "succeeded", False),
+        (0, Gateway(None, 0), "failed", False),
+        (0, Gateway(402), "out_of_budget", False),
+        (0, Gateway(529), "failed", True),
+        (0, Gateway(400), "failed", False),
+        (1, Gateway(), "failed", False),
+        (-9, Gateway(), "failed", True),
+    ],
+)
+def test_how_aider_ended(make, code, gateway, outcome, passing):
+    agent = make("aider", prompt="p", model="m")
+    agent.local_gateway = gateway
+    ended = agent.outcome(code)
+    assert (ended.outcome, ended.passing) == (outcome, passing)
+
+
+def test_no_type_puts_its_key_or_prompt_on_the_command_line(make, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "workspace").mkdir()
+    for kind in ("qwen_coder", "aider"):
+        agent = make(kind, prompt="--secret plan", model="m")
+        agent.local_gateway = Gateway()
+        agent.prepare()
+        assert not {"local-key", "--secret plan"} & set(agent.argv())
+        assert agent.environment()["OPENAI_API_KEY"] == "local-key"

@@ -1,13 +1,14 @@
-"""Files into the workspace, and its manifest."""
+"""Files into the workspace."""
 
 import base64
 import hashlib
 import os
 import pwd
-from pathlib import Path
+import tarfile
 
 import pytest
 from autovibe_agent import workspace
+from autovibe_agent.hand_over import TooLarge, pack
 from autovibe_agent.paths import User
 
 
@@ -70,44 +71,37 @@ def test_content_that_is_no_base64_is_refused(folder, user, content):
         workspace.write_files(folder, [{"path": "x", "content_base64": content}], user)
 
 
-def test_the_manifest_lists_regular_files(folder, tmp_path):
+def test_files_and_folders_are_deleted_and_links_are_not_followed(folder, user, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    (folder / "full/below").mkdir(parents=True)
+    (folder / "full/below/file").touch()
+    (folder / "full/link").symlink_to(outside)
+    (folder / "file").touch()
+    (folder / "out").symlink_to(outside)
+    removals = [{"path": path, "delete": True} for path in ("full", "file", "out", "not/there")]
+    assert workspace.write_files(folder, [*removals, given("full")], user) == 5
+    assert os.listdir(folder) == ["full"]
+    assert (outside / "kept").read_text() == "kept"
+    (folder / "out").symlink_to(outside)
+    with pytest.raises(workspace.UnsafePath):
+        workspace.write_files(folder, [{"path": "out/kept", "delete": True}], user)
+    with pytest.raises(workspace.UnsafePath):
+        workspace.write_files(folder, [{"path": "../outside", "delete": True}], user)
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_a_workspace_is_packed_by_its_user(folder, user, tmp_path):
     (folder / "a").mkdir()
-    (folder / "a/x").write_bytes(b"hello")
-    (folder / "a/x").chmod(0o640)
-    (folder / "link").symlink_to("/etc/passwd")
-    (folder / "linked-folder").symlink_to("/etc")
-    os.mkfifo(folder / "pipe")
-    for path in (".git/objects/ab", ".git/refs"):
-        (folder / path).mkdir(parents=True)
-        (folder / path / "file").write_text("x")
-    taken = workspace.Manifest(folder).take()
-    assert taken["truncated"] is False
-    files = {entry.pop("path"): entry for entry in taken["files"]}
-    assert set(files) == {"a/x", ".git/refs/file"}
-    assert files["a/x"] == {"size": 5, "sha256": hashlib.sha256(b"hello").hexdigest(), "mode": "0640"}
-
-
-def test_the_manifest_is_bounded(folder, monkeypatch):
-    for number in range(5):
-        (folder / f"{number}").write_text("12345")
-    monkeypatch.setattr(workspace, "MAX_HASHED_FILE", 4)
-    assert {entry["sha256"] for entry in workspace.Manifest(folder).take()["files"]} == {None}
-    monkeypatch.setattr(workspace, "MAX_FILES", 3)
-    taken = workspace.Manifest(folder).take()
-    assert (len(taken["files"]), taken["truncated"]) == (3, True)
-
-
-def test_a_file_is_hashed_again_only_when_it_changed(folder):
-    path = folder / "x"
-    path.write_text("one")
-    manifest = workspace.Manifest(folder)
-    first = manifest.take()
-    assert manifest.take() == first
-    path.write_text("other")
-    assert manifest.take()["files"][0]["sha256"] == hashlib.sha256(b"other").hexdigest()
-
-
-def test_a_name_that_is_no_unicode_is_listed(folder):
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe")).write_text("x")
-    (name,) = [entry["path"] for entry in workspace.Manifest(folder).take()["files"]]
-    assert name.encode()
+    (folder / "a/--odd name").write_bytes(b"x" * 1000)
+    (folder / "left out").touch()
+    archive = tmp_path / "w.tar.gz"
+    sha256, size = pack(folder, ["a/--odd name"], user, archive)
+    assert (hashlib.sha256(archive.read_bytes()).hexdigest(), archive.stat().st_size) == (sha256, size)
+    with tarfile.open(archive) as opened:
+        assert opened.getnames() == ["./a/--odd name"]
+    with pytest.raises(TooLarge):
+        pack(folder, ["a/--odd name"], user, archive, limit=10)
+    with pytest.raises(OSError, match="tar ended with 2"):
+        pack(folder, ["not there"], user, archive)

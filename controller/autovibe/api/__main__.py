@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import errno
 import logging
-import os
 import signal
 import socket
 import sys
@@ -16,12 +13,13 @@ import uvicorn
 
 from autovibe import ca
 from autovibe.api.app import create_app
+from autovibe.api.servers import BoundedConnections, HubServer, allow_many_files, keep_loaded
 from autovibe.errors import AutovibeError
+from autovibe.listening import machines_socket
 from autovibe.settings import Settings, load_settings
 
 RENEW_EVERY_SECONDS = 6 * 3600
 SHUTDOWN_SECONDS = 10
-IDLE_GRACE_SECONDS = 0.3
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def main() -> int:
     try:
         given = {"hub_port": args.port, "hub_bind": args.bind}
         settings = load_settings(**{key: value for key, value in given.items() if value is not None})
-        with listening_socket(settings) as listener:
+        with machines_socket(settings) as listener:
             serve(settings, listener)
     except AutovibeError as error:
         print(error, file=sys.stderr)
@@ -47,36 +45,19 @@ def main() -> int:
     return 0
 
 
-def listening_socket(settings: Settings) -> socket.socket:
-    """The bound socket; CannotListen when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in settings.hub_bind else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.hub_bind, settings.hub_port))
-    except OSError as error:
-        listener.close()
-        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {os.strerror(error.errno)}"
-        raise CannotListen(
-            f"Port {settings.hub_port} on {settings.hub_bind} {reason}", "Choose another one with --port."
-        ) from None
-    return listener
-
-
-class CannotListen(AutovibeError):
-    """The hub's port cannot be used."""
-
-    code = "port_taken"
-
-
 def serve(settings: Settings, listener: socket.socket) -> None:
     """Serves on the socket until SIGTERM or SIGINT; renews its own certificate while it does."""
+    allow_many_files()
     certificates = ca.ensure_for(settings)
     config = uvicorn.Config(
         create_app(settings),
+        http=BoundedConnections,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing stands in front: an address in a header is a guest's own word.
+        proxy_headers=False,
         lifespan="on",
         ssl_certfile=certificates.server,
         ssl_keyfile=certificates.server,
@@ -84,6 +65,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     config.load()
+    keep_loaded()
     ended = threading.Event()
     threading.Thread(target=keep_certificate, args=(settings, config.ssl, ended), daemon=True).start()
     # uvicorn ends gracefully and then raises the signal again: that is a success.
@@ -94,25 +76,6 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         pass
     finally:
         ended.set()
-
-
-class HubServer(uvicorn.Server):
-    """uvicorn that does not wait for idle guests to say goodbye: a TLS close waits for the other side's."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.create_task(self._drop_idle())
-        try:
-            await super().shutdown(sockets)
-        finally:
-            ending.cancel()
-
-    async def _drop_idle(self) -> None:
-        while True:
-            await asyncio.sleep(IDLE_GRACE_SECONDS)
-            for connection in list(self.server_state.connections):
-                cycle = getattr(connection, "cycle", None)
-                if cycle is None or cycle.response_complete:
-                    connection.transport.abort()
 
 
 def keep_certificate(settings: Settings, context, ended: threading.Event) -> None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
+from starlette.routing import Route
 
-from autovibe import agentpack, agents, db, tokens
+from autovibe import agentpack, agents, db, machine_files, tokens
 from autovibe.api import messages
-from autovibe.errors import NotFound
+from autovibe.errors import Invalid, NotFound
+from autovibe.heartbeats import Heartbeats
 
-router = APIRouter(prefix="/agent/v1")
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    if heartbeats := getattr(app.state, "heartbeats", None):
+        app.state.heartbeats = None
+        await heartbeats.close()
+
+
+router = APIRouter(prefix="/agent/v1", lifespan=lifespan)
 
 
 async def read_body(request: Request) -> bytes:
@@ -71,18 +83,30 @@ def assignment(request: Request) -> dict:
         return agents.assignment(session, request.app.state.settings, who.machine)
 
 
-@router.post("/heartbeat")
-def heartbeat(request: Request, body: RawBody) -> dict:
-    with caller(request) as (session, who):
-        beat = messages.parse(messages.Heartbeat, body)
-        return agents.heartbeat(session, request.app.state.settings, who, beat.progress)
+async def heartbeat(request: Request) -> Response:
+    state = request.app.state
+    token = tokens.shown(request.headers)
+    state.rate_limit.take(tokens.claims_of(token, state.settings).machine_uuid)
+    if getattr(state, "heartbeats", None) is None:
+        state.heartbeats = Heartbeats(state.settings)
+    try:
+        beat = messages.parse(messages.Heartbeat, await request.body())
+    except Invalid:
+        # Who may not ask is told that, whatever it sends; and what it sends shows that it lives.
+        await state.heartbeats.answer(token, None)
+        raise
+    return JSONResponse(await state.heartbeats.answer(token, beat.progress))
+
+
+# The most frequent request by far: it is found first, and nothing stands between it and its statement.
+router.routes.insert(0, Route(f"{router.prefix}/heartbeat", heartbeat, methods=["POST"], include_in_schema=False))
 
 
 @router.post("/progress", status_code=204)
 def progress(request: Request, body: RawBody) -> Response:
     with caller(request) as (session, who):
         told = messages.parse(messages.Progress, body)
-        agents.record_progress(session, who.machine, [message.model_dump() for message in told.messages])
+        agents.record_progress(session, who.machine, [message.model_dump() for message in told.messages], told.spool)
     return Response(status_code=204)
 
 
@@ -96,6 +120,7 @@ def request_checkpoint(request: Request, body: RawBody) -> JSONResponse:
             request.app.state.settings,
             who.machine,
             checkpoint_type=asked.type,
+            standing=asked.standing,
             description=asked.description,
             context=context,
             manifest=asked.manifest.model_dump(),
@@ -113,9 +138,25 @@ def checkpoint_status(request: Request, uuid: str) -> dict[str, str]:
         return {"status": agents.checkpoint_status(session, who.machine, checkpoint_uuid)}
 
 
+@router.post("/files/{name}/parts")
+def file_part(request: Request, name: str, offset: int, body: RawBody) -> dict[str, int]:
+    with caller(request) as (_, who):
+        if not re.fullmatch(r"[0-9a-f]{64}", name) or offset < 0:
+            raise NotFound("A file is named by its SHA-256, or 64 such digits; a part by its offset")
+        return {"size": machine_files.receive(request.app.state.settings, who.machine, name, offset, body)}
+
+
+@router.post("/files", status_code=204)
+def keep_file(request: Request, body: RawBody) -> Response:
+    with caller(request) as (session, who):
+        told = messages.parse(messages.File, body)
+        machine_files.keep(session, request.app.state.settings, who.machine, **told.model_dump())
+    return Response(status_code=204)
+
+
 @router.post("/result", status_code=202)
 def result(request: Request, body: RawBody) -> JSONResponse:
     with caller(request) as (session, who):
         told = messages.parse(messages.Result, body)
-        agents.record_result(session, request.app.state.settings, who.machine, told.model_dump())
-    return JSONResponse({"outcome": told.outcome}, 202)
+        ended = agents.record_result(session, request.app.state.settings, who.machine, told.model_dump())
+    return JSONResponse({"outcome": told.outcome, "paused": not ended}, 202)

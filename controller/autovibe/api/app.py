@@ -9,6 +9,7 @@ from autovibe import ca, db, gateway
 from autovibe.api import agent
 from autovibe.api.errors import add_handlers
 from autovibe.api.limits import BodyLimit, RateLimit
+from autovibe.api.metrics import Measured
 from autovibe.settings import Settings, load_settings
 
 
@@ -18,7 +19,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="autovibe hub", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.settings = settings or load_settings()
     app.state.rate_limit = RateLimit()
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, settings=app.state.settings)
+    app.add_middleware(Measured)
     add_handlers(app)
     app.add_api_route("/ca.pem", ca_certificate, methods=["GET"])
     app.add_api_route("/healthz", health, methods=["GET"])

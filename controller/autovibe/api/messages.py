@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
@@ -11,12 +12,23 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from autovibe.errors import Invalid
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
+OBJECT_CHARACTERS = 64 << 10
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def cut(length: int) -> Any:
     """A string that is cut to `length` characters."""
     return Annotated[str, AfterValidator(lambda value: value[:length])]
+
+
+def _as_postgres_keeps_it(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, allow_nan=False)) > OBJECT_CHARACTERS:
+        raise ValueError(f"it has more than {OBJECT_CHARACTERS} characters")
+    return value
+
+
+#: An object of the agent's own; NaN and infinity are no JSON.
+Object = Annotated[dict[str, Any], AfterValidator(_as_postgres_keeps_it)]
 
 
 class Body(BaseModel):
@@ -42,9 +54,13 @@ class ProgressMessage(Body):
     at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     kind: Literal["text", "tool", "system", "error"]
     text: cut(8000)
+    seq: int | None = Field(None, ge=0, le=2**63 - 1)
 
 
 class Progress(Body):
+    """`spool` and a message's `seq` in it name the message: it is kept once, however often it is sent."""
+
+    spool: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
     messages: list[ProgressMessage] = Field(max_length=500)
 
 
@@ -52,7 +68,7 @@ class ManifestFile(Body):
     path: str = Field(min_length=1, max_length=4096)
     size: int = Field(ge=0, le=2**63 - 1)
     sha256: Sha256 | None = None
-    mode: str | int | None = None
+    mode: Annotated[str, StringConstraints(max_length=20)] | Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
 
 
 class Manifest(Body):
@@ -63,8 +79,16 @@ class Manifest(Body):
 class CheckpointRequest(Body):
     type: Literal["automatic", "manual"] = "automatic"
     description: cut(1000) | None = None
-    context: dict[str, Any] | cut(10_000) | None = None
+    standing: bool = False
+    context: Object | cut(10_000) | None = None
     manifest: Manifest = Field(default_factory=Manifest)
+
+
+class File(Body):
+    kind: Literal["workspace"]
+    name: Literal["workspace.tar.gz"]
+    sha256: Sha256
+    upload: Sha256 | None = None
 
 
 class Result(Body):
@@ -72,7 +96,7 @@ class Result(Body):
     summary: cut(8000) = ""
     exit_code: int | None = Field(None, ge=-(2**31), le=2**31 - 1)
     manifest: Manifest = Field(default_factory=Manifest)
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: Object = Field(default_factory=dict)
 
 
 def parse(model: type[Parsed], body: bytes) -> Parsed:

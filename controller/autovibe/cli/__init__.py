@@ -14,20 +14,43 @@ from autovibe.cli.common import run
 # name -> (module:attribute, the line that --help shows)
 COMMANDS = {
     "vibe": ("autovibe.cli.vibe:vibe", "Show a whole machine's life, from nothing, on this computer."),
-    "up": ("autovibe.cli.up:up", "Start the hub: database, API, worker and scheduler."),
-    "down": ("autovibe.cli.up:down", "Stop the hub and its embedded database; nothing of it is left running."),
+    "up": ("autovibe.cli.up:up", "Start the hub on this computer: database, API, worker and scheduler."),
+    "down": ("autovibe.cli.up:down", "Stop the hub of this computer; nothing of it is left running."),
     "doctor": (
         "autovibe.cli.doctor:doctor",
-        "Say what is missing, what cannot be reached, and what to do; fails when something needed is missing.",
+        "Say what is missing on this computer, what cannot be reached, and what to do.",
     ),
     "project": ("autovibe.cli.project:project", "Projects: what owns machines, budgets and checkpoints."),
     "machine": ("autovibe.cli.machine:machine", "Machines: one VM, one agent, one prompt."),
     "checkpoint": ("autovibe.cli.checkpoint:checkpoint", "Checkpoints: what a machine can start from."),
     "template": ("autovibe.cli.template:template", "Templates: what the first machine is cloned from."),
     "budget": ("autovibe.cli.budget:budget", "Budgets: what a project may use, in a day, a week, a month, or in all."),
+    "pool": ("autovibe.cli.pool:pool", "Pools: what all projects share, in a day, a week or a month."),
+    "price": ("autovibe.cli.price:price", "Prices of models: which hold, and where they come from."),
+    "rate": ("autovibe.cli.price:rate", "Exchange rates: which are known, and one of your own."),
     "usage": ("autovibe.cli.usage:usage", "Show what was used and what it cost, in PROJECT or in all projects."),
-    "db": ("autovibe.cli.db:db", "The database: migrate, back up, restore."),
+    "user": ("autovibe.cli.user:user", "Users: who may do what at this hub."),
+    "key": ("autovibe.cli.key:key", "API keys: what programs, and other computers, show to this hub."),
+    "audit": ("autovibe.cli.login:audit", "Show every change that somebody asked for, the newest first."),
+    "hub": (
+        "autovibe.cli.hub:hub",
+        "The hub that commands go to: where it is, its CA's fingerprint, what it does now; and its own VM.",
+    ),
+    "login": (
+        "autovibe.cli.login:login",
+        "Have the commands of this computer go to the hub at URL, such as https://hub.example:18001.",
+    ),
+    "logout": (
+        "autovibe.cli.login:logout",
+        "Have the commands go to this computer's own hub again, and end the key.",
+    ),
+    "reconcile": ("autovibe.cli.reconcile:reconcile", "Compare the ledger with the provider's own usage report."),
+    "db": ("autovibe.cli.db:db", "The database of the hub on this computer: migrate, back up, restore."),
 }
+
+
+#: Who is logged in to a distant hub may take these for its own; the others that stay here are about this computer.
+LOCAL = ("db",)
 
 
 class Commands(click.Group):
@@ -35,6 +58,14 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(name for name in _entry_points() if name not in COMMANDS)]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in LOCAL and "--help" not in rest and "-h" not in rest:
+            _refuse_when_logged_in(name)
+        return name, command, rest
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
@@ -49,6 +80,16 @@ class Commands(click.Group):
             rows.append((name, _short_help(entry_point)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def _refuse_when_logged_in(name: str) -> None:
+    from autovibe.cli.common import settings
+    from autovibe.errors import AutovibeError
+
+    if (settings().state_dir / "login.json").exists():
+        raise AutovibeError(
+            f"`autovibe {name}` works on the hub itself only", "Run it there, or `autovibe logout` first."
+        )
 
 
 def _entry_points() -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from autovibe.cli.common import json_option, output, settings, table
+from autovibe.cli.common import hub, json_option, named, output, table
 from autovibe.cli.project import DecimalNumber
 
 # Those of `autovibe.periods`, which is slow to load for --help.
@@ -22,12 +22,16 @@ def _which(command: Any) -> Any:
         type=click.Choice(RESOURCES),
         default="money",
         show_default=True,
-        help="What is limited; only money and api_calls are measured yet.",
+        help="What is limited; money and api_calls are never overspent, the others are counted.",
     )
     period = click.option(
         "--period", type=click.Choice(PERIODS), default="total", show_default=True, help="For how long."
     )
     return resource(period(command))
+
+
+def _path(here: Any, project: str, resource: str, period: str) -> str:
+    return f"/projects/{named(project)}/budgets/{resource}/{period}"
 
 
 @click.group()
@@ -37,29 +41,18 @@ def budget() -> None:
 
 @budget.command("set")
 @click.argument("project")
-@click.argument("amount", type=DecimalNumber())
+@click.argument("amount", type=DecimalNumber(positive=True))
 @_which
 @click.option("--once", is_flag=True, help="No next period begins by itself.")
 @click.option("--soft", type=click.IntRange(1, 100), default=80, show_default=True, help="Warn at this percentage.")
 @json_option
 def set_(project: str, amount: Decimal, resource: str, period: str, once: bool, soft: int, as_json: bool) -> None:
     """Limit PROJECT to AMOUNT, from the present period on; what was used in it counts."""
-    from autovibe import allocations, db, projects
+    from autovibe.api.v1 import schemas
 
-    config = settings()
-    with db.session_scope(config) as session:
-        owner = projects.get(session, project)
-        made = allocations.set_budget(
-            session,
-            owner.uuid,
-            amount,
-            resource=resource,
-            period=period,
-            auto_reset=False if once else None,
-            soft_percent=soft,
-            week_start=config.week_start,
-        )
-        view = allocations.view(made)
+    body = {"amount": amount, "auto_reset": False if once else None, "soft_percent": soft}
+    with hub() as here:
+        view = here.ask("PUT", _path(here, project, resource, period), schemas.Budget, body=body)
     output(view, as_json, _said)
 
 
@@ -68,29 +61,25 @@ def set_(project: str, amount: Decimal, resource: str, period: str, once: bool, 
 @json_option
 def show(project: str, as_json: bool) -> None:
     """Show the budgets of PROJECT that hold now, and when they will be used up at the present pace."""
-    from autovibe import allocations, db, projects, reports
+    from autovibe.api.v1 import schemas
 
-    with db.session_scope(settings()) as session:
-        owner = projects.get(session, project)
-        views = [
-            allocations.view(row) | {"runs_out": reports.runs_out(session, row)}
-            for row in allocations.present(session, owner.uuid)
-        ]
+    with hub() as here:
+        views = here.pages(f"/projects/{named(project)}/budgets", schemas.BudgetInFull)
     output(views, as_json, lambda rows: _listed(rows, (*COLUMNS, "runs_out")))
 
 
 @budget.command("top-up")
 @click.argument("project")
-@click.argument("amount", type=DecimalNumber())
+@click.argument("amount", type=DecimalNumber(positive=True))
 @_which
 @json_option
 def top_up(project: str, amount: Decimal, resource: str, period: str, as_json: bool) -> None:
-    """Add AMOUNT to the present period's budget of PROJECT."""
-    from autovibe import allocations, db, projects
+    """Add AMOUNT to the present period's budget of PROJECT. Its machines that were paused for want of it go on."""
+    from autovibe.api.v1 import schemas
 
-    with db.session_scope(settings()) as session:
-        owner = projects.get(session, project)
-        view = allocations.view(allocations.top_up(session, owner.uuid, amount, resource=resource, period=period))
+    with hub() as here:
+        path = f"{_path(here, project, resource, period)}/top-up"
+        view = here.post(path, schemas.BudgetToppedUp, {"amount": amount})
     output(view, as_json, _said)
 
 
@@ -100,11 +89,8 @@ def top_up(project: str, amount: Decimal, resource: str, period: str, as_json: b
 @json_option
 def remove(project: str, resource: str, period: str, as_json: bool) -> None:
     """End a budget of PROJECT. Without any budget of money nothing can be spent."""
-    from autovibe import allocations, db, projects
-
-    with db.session_scope(settings()) as session:
-        owner = projects.get(session, project)
-        allocations.remove(session, owner.uuid, resource=resource, period=period)
+    with hub() as here:
+        here.ask("DELETE", _path(here, project, resource, period))
     output({"removed": True}, as_json, lambda _: f"The {period} budget of {resource} is removed.")
 
 
@@ -114,11 +100,10 @@ def remove(project: str, resource: str, period: str, as_json: bool) -> None:
 @json_option
 def history(project: str, last: int, as_json: bool) -> None:
     """Show the periods of PROJECT's budgets, the newest first."""
-    from autovibe import allocations, db, projects
+    from autovibe.api.v1 import schemas
 
-    with db.session_scope(settings()) as session:
-        owner = projects.get(session, project)
-        views = [allocations.view(row) for row in allocations.history(session, owner.uuid, last)]
+    with hub() as here:
+        views = here.pages(f"/projects/{named(project)}/budgets/history", schemas.Budget, most=last)
     output(views, as_json, lambda rows: _listed(rows, ("resource", "period", "period_start", *COLUMNS[2:])))
 
 
@@ -126,21 +111,23 @@ def history(project: str, last: int, as_json: bool) -> None:
 @click.argument("project", required=False)
 @json_option
 def alerts(project: str | None, as_json: bool) -> None:
-    """Show the levels that budgets have reached, of PROJECT or of all, the newest first."""
-    from autovibe import alerts as raised
-    from autovibe import db, projects
+    """Show the levels that budgets have reached, and those that froze, of PROJECT or of all, the newest first."""
+    from autovibe.api.v1 import schemas
 
-    with db.session_scope(settings()) as session:
-        owner = projects.get(session, project) if project else None
-        views = raised.views(session, owner.uuid if owner else None)
-    columns = ("created_at", "project", "resource", "period", "percent", "used", "allocated", "unit", "delivered_at")
-    output(views, as_json, lambda rows: _rows(rows, columns) if rows else "No alerts.")
+    with hub() as here:
+        views = here.pages("/alerts", schemas.Alert, most=100, project=project)
+    columns = ("created_at", "project", "resource", "period", "level", "used", "allocated", "unit", "delivered_at")
+    shown = [row | {"level": f"frozen: {row['reason']}" if row["reason"] else f"{row['percent']} %"} for row in views]
+    output(views, as_json, lambda _: _rows(shown, columns) if shown else "No alerts.")
 
 
 def _listed(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
     if not rows:
         return "No budgets. Set one with `autovibe budget set PROJECT AMOUNT`."
-    return _rows([{**row, "until": row["period_end"], "state": _state(row)} for row in rows], columns)
+    shown = [{**row, "until": row["period_end"], "state": _state(row)} for row in rows]
+    for row in shown:
+        row["period"] += " pool" if row["pooled"] else ""
+    return _rows(shown, columns)
 
 
 def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Any:
@@ -154,7 +141,9 @@ def _state(row: dict[str, Any]) -> str:
         return f"frozen: {row['freeze_reason']}"
     if row["overrun"]:
         return f"overrun by {row['overrun'].normalize():f}"
-    return "used up" if row["hard"] and not row["available"] else "ok"
+    if not row["hard"] or row["available"]:
+        return "ok"
+    return "takes more of the pool when asked" if row["pooled"] else "used up"
 
 
 def _said(view: dict[str, Any]) -> str:
@@ -165,4 +154,6 @@ def _said(view: dict[str, Any]) -> str:
     )
     if view["allocated"] > view["each_period"] and view["period"] != "total":
         text += f" The next period begins with {view['each_period'].normalize():f}."
+    if count := len(view.get("resumed", ())):
+        text += f" {count} paused machine{'s go' if count > 1 else ' goes'} on."
     return text

@@ -6,22 +6,59 @@ A command only parses, calls and shows. It prints with `output`, raises `Autovib
 
 import errno
 import json
+import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from urllib.parse import quote
 
 import click
+
+from autovibe import jsonform
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+#: Between two columns of a table.
+_GAP = "   "
+#: What moves a terminal's cursor, sends it commands or turns its text around.
+_COMMANDS = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SHOWN = {code: chr(0x2400 + code) if code < 0x20 else "\ufffd" for code in _COMMANDS} | {9: "\t", 10: "\n"}
+_ESCAPED = {code: f"\\u{code:04x}" for code in _COMMANDS if code >= 0x20}
+
+
+def read_text(path: Path, what: str) -> str:
+    """What stands in a file of text; a UsageError says that it is none. `-` is standard input."""
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return content.decode()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{what} {path} is no text (UTF-8)") from None
+
+
+def secret_from(path: Path, what: str) -> str:
+    """The one line of a file that has a key or a password in it."""
+    lines = read_text(path, what).rstrip("\r\n").splitlines()
+    if len(lines) != 1 or not lines[0].isprintable() or not lines[0].strip():
+        raise click.UsageError(f"{what} {path} is to have one line, with nothing else in it")
+    return lines[0]
+
+
+class Seconds(click.FloatRange):
+    """A time that ends."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return found
 
 
 def json_option(command: Callable) -> Callable:
@@ -35,29 +72,61 @@ def output(data: Any, as_json: bool, table_fn: Callable[[Any], Any] | None = Non
     `table_fn` may print by itself and return None. Without it, text is one `key: value` per line.
     """
     if as_json:
-        click.echo(json.dumps(data, indent=2, default=_plain, ensure_ascii=False))
+        text = json.dumps(data, indent=2, default=jsonform.encoded, ensure_ascii=False)
+        click.echo(text.translate(_ESCAPED))
         return
     shown = (table_fn or _lines)(data)
     if shown is None:
         return
     if isinstance(shown, str):
-        click.echo(shown)
+        click.echo(plain(shown))
         return
     console().print(shown)
 
 
 def table(title_columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
-    """A plain rich table; a cell may be None (shown empty), Decimal, datetime or UUID."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
+    """A plain table, as rich prints it; a cell may be None (shown empty), Decimal, datetime or UUID."""
+    return _Table([list(title_columns), *([cell_text(cell) for cell in row] for row in rows)])
 
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in title_columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell_text(cell)) for cell in row))
-    return shown
+
+class _Table:
+    """Lines where each row fits into one: rich's own table takes half a second for a thousand rows. Else that."""
+
+    def __init__(self, lines: list[list[str]]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        widths = [max(map(cell_len, column)) for column in zip(*self._lines, strict=True)]
+        width = sum(widths) + len(_GAP) * (len(widths) - 1)
+        if width > options.max_width or any("\n" in cell or "\t" in cell for line in self._lines for cell in line):
+            yield self._folded()
+            return
+
+        def line(cells: list[str]) -> str:
+            padded = (cell + " " * (most - cell_len(cell)) for cell, most in zip(cells, widths, strict=True))
+            return _GAP.join(padded).rstrip()
+
+        titles, *rows = self._lines
+        yield Text(line(titles), style="bold", no_wrap=True, overflow="ignore")
+        yield Text("─" * width, no_wrap=True, overflow="ignore")
+        if rows:
+            yield Text("\n".join(map(line, rows)), no_wrap=True, overflow="ignore")
+
+    def _folded(self) -> Any:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        titles, *rows = self._lines
+        shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for title in titles:
+            shown.add_column(Text(title), overflow="fold")
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        return shown
 
 
 def console(stderr: bool = False) -> Any:
@@ -67,6 +136,11 @@ def console(stderr: bool = False) -> Any:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else 200
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=not stream.isatty())
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would obey: a machine chose many of the words that are shown."""
+    return text.replace("\r\n", "\n").translate(_SHOWN)
 
 
 def cell_text(value: Any) -> str:
@@ -80,7 +154,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, Decimal):
         text = format(value.normalize(), "f")
         return "0" if text == "-0" else text
-    return str(value)
+    return plain(str(value))
 
 
 def settings() -> Any:
@@ -90,16 +164,16 @@ def settings() -> Any:
     return load_settings()
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return format(value, "f")
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
-    if isinstance(value, (UUID, Path)):
-        return str(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def named(text: str) -> str:
+    """What a person typed, as a part of a path of the API."""
+    return quote(text, safe="") if text not in ("", ".", "..") else quote(f"{text} ", safe="")
+
+
+def hub() -> Any:
+    """The hub that this command goes to, as a context: see `autovibe.client`."""
+    from autovibe import client
+
+    return client.connect(settings())
 
 
 def _lines(data: Any) -> str:
@@ -120,6 +194,10 @@ def run(command: click.Command, args: Sequence[str] | None = None, prog_name: st
         return EXIT_INTERRUPTED
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group without a command: its help is the error.
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         return _usage_error(error, prog_name)
     except SystemExit as error:
@@ -174,11 +252,13 @@ def _as_known(error: Exception) -> tuple[str, str | None, int] | None:
         return f"No space left on the disk of {error.filename or 'the state folder'}", "Free some, then try again.", 1
     if isinstance(error, PermissionError) and error.filename:
         return f"No permission for {error.filename}", "Check its owner, or the state folder's.", 1
+    if isinstance(error, OSError) and not (folder := settings().state_dir).is_dir():
+        return f"The state folder {folder} cannot be used: {error.strerror}", "Check AUTOVIBE_STATE_DIR.", 1
     return None
 
 
 def _say(message: str) -> None:
-    line = " ".join(message.split())
+    line = plain(" ".join(message.split()))
     click.echo(f"autovibe: {line}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""`autovibe db`: upgrade, status, backup, restore."""
+"""`autovibe db`: upgrade, status, backup, restore, detach-month."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def db() -> None:
-    """The database: migrate, back up, restore."""
+    """The database of the hub on this computer: migrate, back up, restore. A login does not move these commands."""
 
 
 @db.command()
@@ -65,3 +65,25 @@ def restore(file: Path, force: bool, as_json: bool) -> None:
     output(
         {"file": file, "schema": revision}, as_json, lambda data: f"Restored {data['file']}, schema {data['schema']}."
     )
+
+
+@db.command("detach-month")
+@click.argument("month")
+@click.option("--to", "file", type=FILE, help="Write the lines to this new file (CSV) and drop them.")
+@json_option
+def detach_month(month: str, file: Path | None, as_json: bool) -> None:
+    """Put away the ledger's lines of MONTH (2026-01); what they add up to stays, in budgets and in reports.
+
+    Without --to they are kept in a table of their own.
+    """
+    from autovibe import db as database
+    from autovibe import months
+
+    with database.session_scope(settings()) as session:
+        done = months.detach(session, months.parse(month), file)
+    output(done, as_json, _detached)
+
+
+def _detached(data: dict[str, Any]) -> str:
+    where = f"file {data['file']}" if data["file"] else f"table {data['table']}"
+    return f"{data['lines']} lines of {data['month']} are in {where}; {data['balance_lines']} balance lines are left."

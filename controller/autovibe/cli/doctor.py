@@ -15,7 +15,10 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "missing": ("✗",
 @click.option("--site", is_flag=True, help="Look at the Proxmox site instead: API, token, storage, bridge, templates.")
 @json_option
 def doctor(site: bool, as_json: bool) -> None:
-    """Say what is missing, what cannot be reached, and what to do; fails when something needed is missing."""
+    """Say what is missing on this computer, what cannot be reached, and what to do.
+
+    Fails when something needed is missing.
+    """
     from rich.text import Text
 
     from autovibe.doctor import examine, examine_site

@@ -1,4 +1,4 @@
-"""`autovibe template`: build, list."""
+"""`autovibe template`: build, import, list."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from autovibe.cli.common import json_option, output, settings, table
+from autovibe.cli.common import hub, json_option, output, table
 
 
 @click.group()
@@ -26,36 +26,64 @@ def build(
     name: str | None, null: bool, disk: str | None, storage: str | None, bridge: str | None, wait: bool, as_json: bool
 ) -> None:
     """Build the template NAME on Proxmox, or find that it stands already."""
-    from autovibe import db, operations, templates, views
+    from autovibe.api.v1 import schemas
     from autovibe.cli import watch
 
-    config = settings()
-    with db.session_scope(config) as session:
-        operation = templates.ensure(session, config, name, disk_source=disk, storage=storage, bridge=bridge, null=null)
-    watch.hint_when_down(config)
-    if not wait:
-        output(views.operation(operation), as_json, lambda data: f"Operation {data['uuid']} is {data['status']}.")
-        return
-    watch.operation(config, operation.uuid, "Building the template", quiet=as_json)
-    with db.session_scope(config) as session:
-        made = operations.get(session, operation.uuid).result["template"]
-        shown = views.template(templates.ready(session, made["name"]))
-    output(shown, as_json, lambda data: f"Template {data['name']} is VM {data['vm_id']} on {data['node']}.")
+    asked = {"name": name, "null": null, "disk": disk, "storage": storage, "bridge": bridge}
+    with hub() as here:
+        operation = here.post("/templates", schemas.Started, asked)["operation"]
+        watch.hint_when_down(here)
+        if not wait:
+            output(operation, as_json, lambda data: f"Operation {data['uuid']} is {data['status']}.")
+            return
+        shown = _recorded(here, operation, "Building the template", as_json)
+    output(shown, as_json, _made)
+
+
+@template.command("import")
+@click.argument("name", required=False)
+@json_option
+def import_(name: str | None, as_json: bool) -> None:
+    """Take in the template NAME that playbooks/templates.yml, site.yml or a person has made on Proxmox.
+
+    `machine spawn` does so by itself for a template that it does not know.
+    """
+    from autovibe.api.v1 import schemas
+    from autovibe.cli import watch
+
+    with hub() as here:
+        operation = here.post("/templates/import", schemas.Started, {"name": name})["operation"]
+        watch.hint_when_down(here)
+        shown = _recorded(here, operation, f"Looking for the template {name or ''}".strip(), as_json)
+    output(shown, as_json, _made)
+
+
+def _recorded(here: Any, operation: dict[str, Any], what: str, quiet: bool) -> dict[str, Any]:
+    from autovibe.api.v1 import schemas
+    from autovibe.cli import watch
+
+    made = watch.operation(here, operation["uuid"], what, quiet=quiet)["template"]
+    rows = here.pages("/templates", schemas.Template)
+    return next(row for row in rows if (row["name"], row["vm_id"]) == (made["name"], made["vm_id"]))
+
+
+def _made(data: dict[str, Any]) -> str:
+    return f"Template {data['name']} is VM {data['vm_id']} on {data['node']}."
 
 
 @template.command("list")
 @json_option
 def list_(as_json: bool) -> None:
     """List the templates and their versions."""
-    from autovibe import db, templates, views
+    from autovibe.api.v1 import schemas
 
-    with db.session_scope(settings()) as session:
-        rows = [views.template(row) for row in templates.listed(session)]
-    output(rows, as_json, _listed)
+    with hub() as here:
+        rows = here.pages("/templates", schemas.Template)
+    output(sorted(rows, key=lambda row: row["name"]), as_json, _listed)
 
 
 def _listed(rows: list[dict[str, Any]]) -> Any:
     if not rows:
-        return "No templates. Build one with `autovibe template build`."
+        return "No templates. Build one with `autovibe template build`, or take one in with `autovibe template import`."
     columns = ("name", "status", "vm_id", "node", "inputs", "created_at")
     return table([name.replace("_", " ") for name in columns], [[row[name] for name in columns] for row in rows])

@@ -16,7 +16,10 @@ from autovibe.cli.common import json_option, output, settings
 @click.option("--hub-port", type=click.IntRange(1, 65535), help="The hub's port; default: the settings' one.")
 @json_option
 def up(foreground: bool, hub_port: int | None, as_json: bool) -> None:
-    """Start the hub: database, API, worker and scheduler. Ctrl-C, SIGTERM or `autovibe down` stops all of it."""
+    """Start the hub on this computer: database, API, worker and scheduler.
+
+    Ctrl-C, SIGTERM or `autovibe down` stops all of it.
+    """
     from autovibe import supervise
     from autovibe.settings import load_settings
 
@@ -37,7 +40,7 @@ def up(foreground: bool, hub_port: int | None, as_json: bool) -> None:
 @click.command()
 @json_option
 def down(as_json: bool) -> None:
-    """Stop the hub and its embedded database; nothing of it is left running."""
+    """Stop the hub of this computer; nothing of it is left running."""
     from autovibe import supervise
 
     stopped = supervise.down(settings())

@@ -86,7 +86,7 @@ def _own_state() -> None:
 
     outer = settings()
     os.environ["AUTOVIBE_STATE_DIR"] = str(outer.state_dir / "vibe")
-    for name in ("AUTOVIBE_DATABASE_URL", "AUTOVIBE_DATABASE_URL_FILE", "AUTOVIBE_INVENTORY"):
+    for name in ("AUTOVIBE_DATABASE_URL", "AUTOVIBE_DATABASE_URL_FILE", "AUTOVIBE_INVENTORY", "AUTOVIBE_API_BIND"):
         os.environ.pop(name, None)
     if supervise.status(settings()):
         held = os.environ["AUTOVIBE_STATE_DIR"]

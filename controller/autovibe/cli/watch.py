@@ -10,13 +10,12 @@ from uuid import UUID
 
 import click
 
-from autovibe import db, views
-from autovibe.cli.common import console
+from autovibe.api.v1 import schemas
+from autovibe.cli.common import console, plain
+from autovibe.client import Client
 from autovibe.errors import AutovibeError
-from autovibe.models import Machine, MachineEvent, Operation
-from autovibe.settings import Settings
 
-_POLL_SECONDS = 0.25
+_POLL_FIRST, _POLL_MOST = 0.1, 1.0
 _STYLES = {"error": "red", "system": "cyan", "tool": "dim", "text": ""}
 
 
@@ -26,66 +25,57 @@ class OperationFailed(AutovibeError):
     code = "operation_failed"
 
 
-def hint_when_down(settings: Settings) -> None:
+def hint_when_down(hub: Client) -> None:
     """Say so when nothing here will do what was asked for."""
-    from autovibe import supervise
-
-    if supervise.status(settings) is None:
+    if hub.is_down:
         click.echo("autovibe: the hub is not up here; it is done when `autovibe up` runs.", err=True)
 
 
-def operation(settings: Settings, operation_uuid: UUID, what: str, *, quiet: bool = False) -> dict[str, Any]:
+def operation(hub: Client, operation_uuid: UUID, what: str, *, quiet: bool = False) -> dict[str, Any]:
     """Wait until the operation has ended; OperationFailed when it failed."""
+    pause = _POLL_FIRST
     with progress(what, quiet):
         while True:
-            with db.session_scope(settings) as session:
-                row = session.get_one(Operation, operation_uuid)
-                shown = views.operation(row)
+            shown = hub.get(f"/operations/{operation_uuid}", schemas.OperationInFull)
             if shown["status"] == "failed":
-                raise OperationFailed(f"{what} failed: {row.error}", _log_hint(row))
+                raise OperationFailed(f"{what} failed: {shown['error']}", _log_hint(shown))
             if shown["status"] == "succeeded":
                 return shown
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _POLL_MOST)
 
 
 def machine(
-    settings: Settings,
+    hub: Client,
     machine_uuid: UUID,
     *,
     show: Callable[[str, str, str], None] | None = None,
-    after: int = 0,
     stages: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Follow a machine until it is terminated; returns its view in full.
+    """Follow a machine until it is terminated or paused; returns its view in full.
 
     `show(kind, at, text)` gets each line of its log; `stages` is filled with seconds from now to each status.
     """
-    began = time.monotonic()
-    status = None
-    while True:
-        with db.session_scope(settings) as session:
-            row = session.get_one(Machine, machine_uuid)
-            lines = views.events(session, row, after=after)
-            ended = row.status == "terminated" and not lines
-            full = views.machine_in_full(session, row) if ended else None
-        for line in lines:
-            after = line.id
-            if show:
-                show(*as_line(line))
-        if row.status != status:
-            status = row.status
+    began, status = time.monotonic(), None
+    for kind, data in hub.follow(f"/machines/{machine_uuid}/events"):
+        if kind == "log" and show:
+            show(*as_line(schemas.LogLine.model_validate(data).model_dump()))
+        elif kind == "status" and data["status"] != status:
+            status = data["status"]
             if stages is not None:
                 stages.setdefault(status, time.monotonic() - began)
-            if show and not ended:
+            if show and status != "terminated":
                 show("status", "", status)
-        if full is not None:
-            return full
-        time.sleep(_POLL_SECONDS)
+            if status == "paused":
+                return hub.get(f"/machines/{machine_uuid}", schemas.MachineInFull)
+        elif kind == "end":
+            return schemas.MachineInFull.model_validate(data).model_dump()
+    raise OperationFailed("The machine can be followed no more")
 
 
-def as_line(event: MachineEvent) -> tuple[str, str, str]:
+def as_line(event: dict[str, Any]) -> tuple[str, str, str]:
     """(kind, local time, text) of a log line."""
-    return event.kind, event.at.astimezone().strftime("%H:%M:%S"), event.text
+    return event["kind"], event["at"].astimezone().strftime("%H:%M:%S"), event["text"]
 
 
 def printer() -> Callable[[str, str, str], None]:
@@ -98,7 +88,7 @@ def printer() -> Callable[[str, str, str], None]:
         if kind == "status":
             out.print(Text(f"── {text}", style="bold"))
             return
-        out.print(Text.assemble((f"{at} ", "dim"), (f"{kind:<6} ", _STYLES.get(kind, "")), text.rstrip()))
+        out.print(Text.assemble((f"{at} ", "dim"), (f"{kind:<6} ", _STYLES.get(kind, "")), plain(text.rstrip())))
 
     return show
 
@@ -114,8 +104,7 @@ def progress(what: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-def _log_hint(row: Operation) -> str:
-    task_log = (row.result or {}).get("task_log") or []
-    if isinstance(task_log, list) and task_log:
-        return f"Proxmox's task log ends: {task_log[-1]}"
-    return f"See run {row.run_uuid}." if row.run_uuid else ""
+def _log_hint(shown: dict[str, Any]) -> str:
+    if shown["task_log"]:
+        return f"Proxmox's task log ends: {shown['task_log'][-1]}"
+    return f"See run {shown['run']}." if shown["run"] else ""

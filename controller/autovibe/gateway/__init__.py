@@ -1,4 +1,4 @@
-"""The AI gateway: machines talk to it as if it were Anthropic's API, and never see the provider's key.
+"""The AI gateway: machines talk to it as if it were the provider, and never see the provider's key.
 
 Per call: the machine's token (`routes.py`), only fields with a bounded cost (`fields.py`, `requests.py`), the worst
 case reserved (`reserving.py`), forwarded with the hub's key (`upstream.py`), streamed through and metered

@@ -11,101 +11,87 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import httpx
+import aiohttp
 
-from autovibe import prices
-from autovibe.gateway import reserving, upstream
-from autovibe.gateway.errors import GatewayError, budget_busy, budget_gone, provider_failed, unknown_model
-from autovibe.gateway.metering import Meter, StreamReader
+from autovibe import budgets, tokens
+from autovibe.gateway import holding, reserving, upstream
+from autovibe.gateway.answers import Answer
+from autovibe.gateway.database import UNREACHABLE, Hold, Outcome
+from autovibe.gateway.errors import (
+    GatewayError,
+    bad_request,
+    bad_token,
+    budget_busy,
+    budget_gone,
+    provider_failed,
+    too_many,
+    unknown_model,
+)
+from autovibe.gateway.protocols import Protocol
 from autovibe.gateway.requests import CheckedRequest
 from autovibe.gateway.reserving import Bounds, Caller, Held, Short, Wish
+from autovibe.tokens import Claims
 
 log = logging.getLogger("autovibe.gateway")
 T = TypeVar("T")
 
 DEADLINE_SECONDS = 3600.0  # of the whole call
 DRAIN_SECONDS = 300.0  # after the client has gone
-EXTEND_SECONDS = 60.0
 SETTLE_TRIES = 8
 LOWER_AFTER_SECONDS = 2.0  # how long a call waits for its whole max_tokens before it takes less
-COUNT_TIMEOUT = 15.0
+COUNT_TIMEOUT = aiohttp.ClientTimeout(15)
+#: Pauses before a provider that refuses connections is tried again: nothing was sent, so nothing is done twice.
+CONNECT_AGAIN = (0.1, 0.5)
 
 
-class BrokenAnswer(ConnectionError):
-    """The provider's answer broke off."""
-
-
-class Answer:
-    """What the client gets: status and headers once they are known, then the body as it arrives."""
-
-    def __init__(self) -> None:
-        self.head: asyncio.Future[tuple[int, dict[str, str]]] = asyncio.get_running_loop().create_future()
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._wanted = True
-        self.whole = False
-        self.client_gone = asyncio.Event()
-
-    def start(self, status: int, headers: dict[str, str]) -> None:
-        if not self.head.done():
-            self.head.set_result((status, headers))
-
-    def fail(self, error: GatewayError) -> None:
-        if not self.head.done():
-            self.head.set_exception(error)
-            self.head.exception()  # The client may be gone and never look.
-
-    def put(self, chunk: bytes) -> None:
-        if self._wanted:
-            self._chunks.put_nowait(chunk)
-
-    def end(self, error: GatewayError | None = None) -> None:
-        """No more comes; without a head, the error is the answer."""
-        self.fail(error or provider_failed("The gateway was stopped", 503))
-        self._chunks.put_nowait(None)
-
-    def abandon(self) -> None:
-        """The client has gone; the rest is read for its usage only."""
-        self._wanted = False
-        self.client_gone.set()
-
-    async def body(self) -> AsyncIterator[bytes]:
-        try:
-            while (chunk := await self._chunks.get()) is not None:
-                yield chunk
-            if not self.whole:
-                # An end in order would say that this was all of it.
-                raise BrokenAnswer
-        finally:
-            self.abandon()
+def refused(outcome: Outcome, model: str) -> GatewayError:
+    """The answer to a call that the database refused for another reason than money."""
+    if outcome.outcome in ("ended", "old"):
+        return bad_token(tokens.ENDED if outcome.outcome == "ended" else tokens.OLD)
+    if outcome.outcome == "model":
+        allowed = ", ".join(outcome.models or []) or "none"
+        return unknown_model(f"This project does not allow model {model!r:.100} (it allows: {allowed})")
+    if outcome.outcome == "busy":
+        return too_many("This machine has as many calls under way as it may", outcome.seconds or 1)
+    return too_many("This machine has made all the calls that it may make in a minute", outcome.seconds or 1)
 
 
 class Call:
-    """One `POST /v1/messages` of a machine."""
+    """One call of a machine, by one of the `protocols`."""
 
     def __init__(
-        self, gateway: Any, caller: Caller, request: CheckedRequest, headers: Mapping[str, str], query: str
+        self,
+        gateway: Any,
+        protocol: Protocol,
+        claims: Claims,
+        request: CheckedRequest,
+        headers: Mapping[str, str],
+        query: str,
     ) -> None:
-        self.gateway, self.caller, self.request, self.query = gateway, caller, request, query
+        self.gateway, self.protocol, self.claims, self.query = gateway, protocol, claims, query
         self.request_id = f"gw_{uuid.uuid4().hex}"
-        self.bounds = Bounds(request.model)
+        self.provider = gateway.providers.serving(protocol.name, request.model)
+        self.request = request.for_provider(self.provider)
+        self.headers = protocol.headers(headers, self.provider)
         self.answer = Answer()
-        self.meter = Meter()
-        self.asked_max_tokens = request.max_tokens
-        self.provider = upstream.provider(gateway.settings)
-        self.headers = upstream.request_headers(headers, self.provider)
+        self.meter = protocol.meter()
+        self.asked_max_tokens = self.request.max_tokens
         self.billed = False
-        self._held = False
+        self.caller: Caller | None = None
         self._details: dict[str, Any] = {"provider": self.provider.name}
         self._began = time.monotonic()
+        self._deadline: asyncio.Timeout | None = None
 
     async def run(self) -> None:
         """Answers whatever happens; settles whenever money was held."""
+        held = None
         try:
+            self.bounds = await self._bounds()
             held = await self._hold()
         except GatewayError as error:
             self.answer.fail(error)
@@ -115,12 +101,13 @@ class Call:
             self.answer.fail(provider_failed("The hub's budget cannot be read", 503))
             return
         finally:
-            if not self._held:
+            if held is None:
                 self.answer.end()
-        extender = asyncio.create_task(self._extend(held))
+                self.gateway.audit.note(self, None)
         error = provider_failed("The gateway was stopped", 503)
+        self.gateway.under_way.add(held.reservation_uuid)
         try:
-            await self._bounded(self._forward())
+            await self._bounded()
         except GatewayError as failure:
             error = failure
         except Exception:
@@ -129,13 +116,46 @@ class Call:
         else:
             self.answer.whole = True
         finally:
-            extender.cancel()
-            await self._end(held, error)
+            # The client need not wait for the books: what it may have cost is held.
+            self.answer.end(error)
+            await self._end(held)
+            self.gateway.under_way.discard(held.reservation_uuid)
+            self.gateway.audit.note(self, held)
+
+    @property
+    def status(self) -> int | None:
+        """What the client was answered, as far as it was."""
+        head = self.answer.head
+        if not head.done() or head.cancelled():
+            return None
+        error = head.exception()
+        return error.status if isinstance(error, GatewayError) else head.result()[0]
+
+    @property
+    def milliseconds(self) -> int:
+        return round((time.monotonic() - self._began) * 1000)
+
+    def abandon(self) -> None:
+        """The client has gone; the rest is read for its usage only, and not for ever."""
+        self.answer.wanted = False
+        if self._deadline is not None:
+            now = asyncio.get_running_loop().time()
+            self._deadline.reschedule(min(self._deadline.when() or now, now + DRAIN_SECONDS))
 
     # Reserving
 
+    async def _bounds(self) -> Bounds:
+        prices, model, searches = self.provider.prices, self.request.model, self.request.searches
+        tariff = await self.gateway.tariff(prices, model)
+        if searches and any(tier.usd_web_search is None for tier in tariff.tiers):
+            raise bad_request(f"tools: web searches have no price for model {model!r:.100}")
+        return Bounds(model, prices, tariff, searches)
+
     async def _hold(self) -> Held:
         """Money for the call: all of it, less tokens out, or a GatewayError that says why not."""
+        if (held := await self._hold_at_once()) is not None:
+            return held
+        assert self.caller is not None
         wish = Wish(
             self.caller,
             self.request_id,
@@ -143,6 +163,7 @@ class Call:
             self.request.input_bound,
             self.request.max_tokens,
             self.request.least_output(self.gateway.settings.min_useful_output_tokens),
+            self.gateway.settings.call_hold_seconds,
         )
         outcome = await self._reserve(wish, patient=True)
         if isinstance(outcome, Short) and not outcome.hopeless:
@@ -150,13 +171,49 @@ class Call:
             outcome = await self._wait_for_money(wish)
         if isinstance(outcome, Short):
             raise self._no_money(outcome)
-        self._held = True
         self._lower(outcome.max_tokens)
         return outcome
 
+    async def _hold_at_once(self) -> Held | None:
+        """The whole worst case, by one statement; None when there is not as much. Raises GatewayError (401)."""
+        bound, most = self.request.input_bound, self.request.max_tokens
+        wanted = Hold(
+            uuid.uuid4(),
+            self.claims.machine_uuid,
+            self.claims.generation,
+            self.bounds.cost(bound, most).cad,
+            self.request_id,
+            self.request.model,
+            # An unknown model that is priced as another is still not that other one.
+            self.bounds.tariff.model or self.bounds.tariff.tiers[0].model,
+        )
+        outcome, wanted = await self._asked(wanted)
+        if outcome.outcome == "checkpointing":
+            await self.gateway.settled(wanted.machine_uuid)
+            await holding.hold(self.gateway.db, Caller(wanted.machine_uuid, outcome.project_uuid, checkpointing=True))
+            outcome, wanted = await self._asked(replace(wanted, although_checkpointing=True))
+        if outcome.outcome not in ("held", "short"):
+            raise refused(outcome, self.request.model)
+        self.caller = Caller(wanted.machine_uuid, outcome.project_uuid)
+        return Held(wanted.reservation_uuid, most, bound) if outcome.outcome == "held" else None
+
+    async def _asked(self, wanted: Hold) -> tuple[Outcome, Hold]:
+        """What the database says, and to what; once more, under another name, where the way to it broke."""
+        for again in (True, False):
+            future = self.gateway.books.hold(wanted)
+            try:
+                return await asyncio.shield(future), wanted
+            except (asyncio.CancelledError, *UNREACHABLE) as error:
+                # It may have been done all the same: what it holds is given back.
+                self.gateway.give_back(wanted.reservation_uuid, future)
+                if isinstance(error, asyncio.CancelledError) or not again:
+                    raise
+            wanted = replace(wanted, reservation_uuid=uuid.uuid4())
+        raise AssertionError("unreachable")
+
     async def _wait_for_money(self, wish: Wish) -> Held | Short:
         """Until calls under way give money back; one call of a project asks at a time, the others wait in line."""
-        line = self.gateway.line(self.caller.project_uuid)
+        line = self.gateway.line(wish.caller.project_uuid)
         started, pause = time.monotonic(), 0.05
         end = started + self.gateway.settings.reservation_wait_seconds
         outcome: Held | Short = Short("The budget has too little left for this call now", later=True)
@@ -182,13 +239,11 @@ class Call:
         task = asyncio.create_task(self.gateway.db(reserving.reserve, wish, patient=patient))
         try:
             return await asyncio.shield(task)
-        except prices.UnknownModel as error:
-            raise unknown_model(str(error)) from None
         except asyncio.CancelledError:
             # The transaction may commit all the same: what it holds is given back at once.
             with suppress(Exception):
                 if isinstance(outcome := await task, Held):
-                    await self.gateway.db(reserving.release, outcome.reservation_uuid)
+                    self.gateway.give_back(outcome.reservation_uuid)
             raise
 
     def _lower(self, max_tokens: int) -> None:
@@ -198,13 +253,15 @@ class Call:
 
     async def _count(self, input_bound: int) -> int:
         """A tighter bound by the provider's free count; it is an estimate (documented), hence the margin."""
-        url = f"{self.provider.url}/v1/messages/count_tokens{self.query}"
+        if (body := self.request.for_counting()) is None:
+            return input_bound
+        url = f"{self.provider.root}{self.protocol.path}/count_tokens{self.query}"
         try:
-            response = await self.gateway.client.post(
-                url, content=self.request.for_counting(), headers=self.headers, timeout=COUNT_TIMEOUT
-            )
-            counted = response.json()["input_tokens"] if response.status_code == 200 else None
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            async with self.gateway.client.post(
+                url, data=body, headers=self.headers, timeout=COUNT_TIMEOUT, **upstream.STAY
+            ) as response:
+                counted = (await response.json(content_type=None))["input_tokens"] if response.status == 200 else None
+        except (*upstream.FAILURES, ValueError, KeyError, TypeError):
             counted = None
         if type(counted) is not int or counted < 0:
             return input_bound
@@ -213,134 +270,127 @@ class Call:
     def _no_money(self, short: Short) -> GatewayError:
         if short.later:
             return budget_busy(f"{short.reason}; calls under way hold the rest. Try again shortly.")
-        return budget_gone(f"{short.reason}. Raise the project's budget to go on.")
-
-    async def _extend(self, held: Held) -> None:
-        while True:
-            await asyncio.sleep(EXTEND_SECONDS)
-            with suppress(Exception):
-                await self.gateway.db(reserving.extend, held.reservation_uuid)
+        return budget_gone(f"{short.reason}. {short.remedy}")
 
     # Forwarding
 
-    async def _bounded(self, work: Any) -> None:
-        """Run to the end, at most `DEADLINE_SECONDS`, or `DRAIN_SECONDS` after the client has gone."""
-        task = asyncio.ensure_future(work)
-        gone = asyncio.create_task(self.answer.client_gone.wait())
+    async def _bounded(self) -> None:
+        """Forward to the end, at most `DEADLINE_SECONDS`, or `DRAIN_SECONDS` after the client has gone."""
         try:
-            await asyncio.wait({task, gone}, timeout=DEADLINE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done() and gone.done():
-                await asyncio.wait({task}, timeout=DRAIN_SECONDS)
-            if not task.done():
-                log.warning("call %s: stopped at its deadline", self.request_id)
-                raise provider_failed("The provider did not end its answer in time", 504)
-            await task
+            async with asyncio.timeout(DEADLINE_SECONDS) as self._deadline:
+                if not self.answer.wanted:
+                    self.abandon()
+                await self._forward()
+        except TimeoutError:
+            log.warning("call %s: stopped at its deadline", self.request_id)
+            raise provider_failed("The provider did not end its answer in time", 504) from None
         finally:
-            gone.cancel()
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            self._deadline = None
 
     async def _forward(self) -> None:
-        url = f"{self.provider.url}/v1/messages{self.query}"
-        request = self.gateway.client.build_request("POST", url, content=self.request.body, headers=self.headers)
-        self.billed = True  # From here on it may be; each way out below that is not billed says so.
-        try:
-            response = await self.gateway.client.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            self.billed = False
-            raise provider_failed(f"The AI provider ({self.provider.name}) cannot be reached") from error
-        except httpx.HTTPError as error:
-            # It was sent, in part at least: whether it was billed is not known, so the bound is booked.
-            raise provider_failed(f"The AI provider ({self.provider.name}) did not answer") from error
+        response = await self._send()
         try:
             await self._pass(response)
         finally:
-            await response.aclose()
+            response.release() if response.content.at_eof() else response.close()
 
-    async def _pass(self, response: httpx.Response) -> None:
-        self._details["provider_request_id"] = response.headers.get("request-id", "")[:200]
-        if response.status_code != 200:
+    async def _send(self) -> aiohttp.ClientResponse:
+        url = f"{self.provider.root}{self.protocol.path}{self.query}"
+        for pause in (*CONNECT_AGAIN, None):
+            self.billed = True  # From here on it may be; each way out below that is not billed says so.
+            try:
+                return await self.gateway.client.post(
+                    url, data=self.request.body, headers=self.headers, **upstream.STAY
+                )
+            except upstream.NOT_SENT as error:
+                self.billed = False
+                if pause is None:
+                    raise provider_failed(f"The AI provider ({self.provider.name}) cannot be reached") from error
+                await asyncio.sleep(pause)
+            except upstream.FAILURES as error:
+                # It was sent, in part at least: whether it was billed is not known, so the bound is booked.
+                raise provider_failed(f"The AI provider ({self.provider.name}) did not answer") from error
+        raise AssertionError("unreachable")
+
+    async def _pass(self, response: aiohttp.ClientResponse) -> None:
+        request_id = response.headers.get("request-id") or response.headers.get("x-request-id") or ""
+        self._details["provider_request_id"] = request_id[:200]
+        if response.status != 200:
             self.billed = False
             await self._pass_error(response)
             return
-        headers = {**upstream.response_headers(response), "x-autovibe-request-id": self.request_id}
+        headers = self._headers(response)
         if "text/event-stream" in response.headers.get("content-type", ""):
             await self._pass_stream(response, headers)
             return
-        try:
-            body = await response.aread()
-        except httpx.HTTPError as error:
-            raise provider_failed("The AI provider's answer broke off") from error
+        body = await self._whole(response)
         self.meter.read_message(body)
-        self.answer.start(200, headers)
+        self.answer.start(200, headers | {"content-length": str(len(body))})
         self.answer.put(body)
 
-    async def _pass_stream(self, response: httpx.Response, headers: dict[str, str]) -> None:
-        reader = StreamReader(self.meter)
-        self.billed = True
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.read()
+        except upstream.FAILURES as error:
+            raise provider_failed("The AI provider's answer broke off") from error
+
+    def _headers(self, response: aiohttp.ClientResponse) -> dict[str, str]:
+        return {**upstream.response_headers(response.headers), "x-autovibe-request-id": self.request_id}
+
+    async def _pass_stream(self, response: aiohttp.ClientResponse, headers: dict[str, str]) -> None:
+        reader = self.protocol.reader(self.meter, self.request)
         self.answer.start(200, headers)
         try:
-            async for chunk in response.aiter_bytes():
-                self.answer.put(chunk)
-                reader.feed(chunk)
-        except httpx.HTTPError as error:
+            async for chunk in response.content.iter_any():
+                if passed := reader.feed(chunk):
+                    self.answer.put(passed)
+        except upstream.FAILURES as error:
             log.warning("call %s: the provider's stream broke off", self.request_id)
             self._details["broken"] = True
             raise provider_failed("The AI provider's answer broke off") from error
+        if rest := reader.end():
+            self.answer.put(rest)
         # A stream that ended in order without a message had only an error in it: not billed.
         self.billed = self.meter.started
 
-    async def _pass_error(self, response: httpx.Response) -> None:
+    async def _pass_error(self, response: aiohttp.ClientResponse) -> None:
         """4xx and 5xx are not billed. They are passed on, but for what is the hub's own trouble."""
-        if response.status_code in (401, 403):
+        if response.status in (401, 403):
             message = f"The AI provider ({self.provider.name}) refused the hub's key; the hub's owner has to set it"
             raise provider_failed(message, retry=False)
-        if response.status_code < 400:
-            raise provider_failed(f"The AI provider answered {response.status_code}, which is not understood")
-        try:
-            body = await response.aread()
-        except httpx.HTTPError as error:
-            raise provider_failed("The AI provider's answer broke off") from error
-        headers = {**upstream.response_headers(response), "x-autovibe-request-id": self.request_id}
-        self.answer.start(response.status_code, headers)
+        if response.status < 400:
+            raise provider_failed(f"The AI provider answered {response.status}, which is not understood")
+        body = await self._whole(response)
+        self.answer.start(response.status, self._headers(response) | {"content-length": str(len(body))})
         self.answer.put(body)
 
     # Settling
 
-    async def _end(self, held: Held, error: GatewayError) -> None:
-        """Settle or release, as often as it takes; the client waits for the first try only.
-
-        `error` is the client's answer when there is none from the provider.
-        """
-        self._details["milliseconds"] = round((time.monotonic() - self._began) * 1000)
+    async def _end(self, held: Held) -> None:
+        """Settle or release, as often as it takes."""
+        self._details["milliseconds"] = self.milliseconds
         pause = 0.5
         for attempt in range(SETTLE_TRIES):
             try:
-                await self._book(held)
+                await self._certain(self.gateway.end(self.claims.machine_uuid, self._outcome(held)))
                 return
             except Exception:
                 log.exception("call %s: settling failed (try %d)", self.request_id, attempt + 1)
             finally:
-                self.answer.end(error)
                 self.gateway.line(self.caller.project_uuid).changed.set()
             await asyncio.sleep(pause)
             pause = min(pause * 2, 30)
         log.error("call %s: not settled; its reservation is left to the reaper", self.request_id)
 
-    async def _book(self, held: Held) -> None:
+    def _outcome(self, held: Held) -> dict[str, Any]:
         if not self.billed:
-            await self._certain(reserving.release, held.reservation_uuid)
-            return
-        await self._certain(
-            reserving.settle, self.caller, self.request_id, self.bounds, held, self.meter, self._details
-        )
+            return budgets.released(held.reservation_uuid)
+        return reserving.settlement(self.request_id, self.bounds, held, self.meter, self._details)
 
-    async def _certain(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """The transaction ends before this does, cancelled or not."""
-        task = asyncio.create_task(self.gateway.db(function, *args, **options))
+    async def _certain(self, future: asyncio.Future[T]) -> T:
+        """It is done before this ends, cancelled or not."""
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await task
+            await asyncio.wait({future})
             raise

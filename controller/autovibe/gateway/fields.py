@@ -7,7 +7,7 @@ counted on the way, for their bytes say nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,28 @@ from autovibe.gateway.errors import GatewayError, bad_request
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 MAX_IMAGES = 600  # per request, the API's documented limit
+MODEL_CHARACTERS = 200
+#: The one tool of the provider's that a hub may allow. Newer ones run code as well, which costs besides.
+WEB_SEARCH = "web_search_20250305"
 
 
 @dataclass
 class Found:
-    """What was met on the way: media, whose tokens do not follow from bytes, and references to tools."""
+    """What was met on the way: media, whose tokens do not follow from bytes, and references to tools.
+
+    `searches`: how many web searches the provider may make; `searched`: how many blocks come from earlier ones.
+    `searches_most`: how many the hub allows; 0: web searches are as unknown as the provider's other tools.
+    """
 
     images: int = 0
     documents: int = 0
     media_bytes: int = 0
     tool_references: int = 0
     largest_tool: int = 0
+    rewritten: int = 0
+    searches: int = 0
+    searched: int = 0
+    searches_most: int = 0
 
     def media(self, data: str) -> None:
         self.media_bytes += len(data)
@@ -67,19 +78,27 @@ def text(value: Any, path: str, found: Found) -> None:
         raise bad_request(f"{path}: must be a string")
 
 
-def record(required: tuple[str, ...] = (), **rules: Rule) -> Rule:
-    """An object with these fields and no others."""
+def model_name(value: Any, path: str, found: Found) -> None:
+    """It is looked up, remembered and written down: nothing that the database cannot keep, and no book."""
+    text(value, path, found)
+    if not value.isprintable() or len(value) > MODEL_CHARACTERS:
+        raise bad_request(f"{path}: must be at most {MODEL_CHARACTERS} printable characters")
+
+
+def record(required: tuple[str, ...] = (), refusals: Mapping[str, str] | None = None, **rules: Rule) -> Rule:
+    """An object with these fields and no others; `refusals` says why not, where there is more to say."""
+    reasons = NO_BOUND if refusals is None else refusals
 
     def rule(value: Any, path: str, found: Found) -> None:
         if not isinstance(value, dict):
             raise bad_request(f"{path or 'the body'}: must be an object")
         for name in required:
-            if name not in value:
+            if value.get(name) is None:
                 raise bad_request(f"{join(path, name)}: Field required")
         for name, inner in value.items():
             if name not in rules:
                 raise refuse(
-                    join(path, name), f"this field is not allowed: {NO_BOUND.get(name, 'it is not known here')}"
+                    join(path, name), f"this field is not allowed: {reasons.get(name, 'it is not known here')}"
                 )
             if inner is not None:
                 rules[name](inner, join(path, name), found)
@@ -204,6 +223,31 @@ def custom_tool(value: Any, path: str, found: Found) -> None:
     found.largest_tool = max(found.largest_tool, size_of(value))
 
 
+def web_search(value: dict[str, Any], path: str, found: Found) -> None:
+    """The provider's own search: its price and its steps are bounded by `max_uses`."""
+    record(
+        ("name", "max_uses"),
+        type=anything,
+        name=one_of("web_search"),
+        max_uses=anything,
+        allowed_domains=list_of(text),
+        blocked_domains=list_of(text),
+        user_location=anything,
+        cache_control=cache_control,
+    )(value, path, found)
+    uses = value["max_uses"]
+    if type(uses) is not int or uses < 1:
+        raise bad_request(f"{path}.max_uses: must be a whole number above 0")
+    found.searches += uses
+    if found.searches > found.searches_most:
+        raise refuse(f"{path}.max_uses", f"this hub allows {found.searches_most} web searches in a call")
+
+
+def any_tool(value: Any, path: str, found: Found) -> None:
+    searches = found.searches_most and isinstance(value, dict) and value.get("type") == WEB_SEARCH
+    (web_search if searches else custom_tool)(value, path, found)
+
+
 def size_of(value: Any) -> int:
     """At least the bytes of the value's JSON text."""
     return len(repr(value).encode("utf-8", "surrogatepass")) + 16
@@ -214,31 +258,71 @@ changed_tool = by_type(
     tool_reference=tool_reference,
     tool_definition=record(("definition",), type=anything, definition=custom_tool),
 )
-content_block = by_type(
-    "its cost has no bound known here",
-    text=text_block,
-    image=image_block,
-    document=document_block,
-    tool_use=record(
-        type=anything,
-        id=text,
-        name=text,
-        input=anything,
-        cache_control=cache_control,
-        caller=record(type=one_of("direct")),
-    ),
-    tool_result=record(
+direct = record(type=one_of("direct"))
+tool_use = record(type=anything, id=text, name=text, input=anything, cache_control=cache_control, caller=direct)
+BLOCKS: dict[str, Rule] = {
+    "text": text_block,
+    "image": image_block,
+    "document": document_block,
+    "tool_use": tool_use,
+    "tool_result": record(
         type=anything,
         tool_use_id=text,
         content=or_text(result_content),
         is_error=anything,
         cache_control=cache_control,
     ),
-    thinking=record(type=anything, thinking=text, signature=text),
-    redacted_thinking=record(type=anything, data=text),
-    tool_addition=record(("tool",), type=anything, tool=changed_tool, cache_control=cache_control),
-    tool_removal=record(("tool",), type=anything, tool=changed_tool, cache_control=cache_control),
+    "thinking": record(type=anything, thinking=text, signature=text),
+    "redacted_thinking": record(type=anything, data=text),
+    "tool_addition": record(("tool",), type=anything, tool=changed_tool, cache_control=cache_control),
+    "tool_removal": record(("tool",), type=anything, tool=changed_tool, cache_control=cache_control),
+}
+
+
+def of_search(rule: Rule) -> Rule:
+    """Something that an earlier web search has left in the conversation: its tokens do not follow from its bytes."""
+
+    def counted(value: Any, path: str, found: Found) -> None:
+        rule(value, path, found)
+        found.searched += 1
+
+    return counted
+
+
+NO_BLOCK = "its cost has no bound known here"
+plain_block = by_type(NO_BLOCK, **BLOCKS)
+searched_block = by_type(
+    NO_BLOCK,
+    **BLOCKS
+    | {
+        "text": record(
+            ("text",),
+            type=anything,
+            text=text,
+            cache_control=cache_control,
+            citations=list_of(of_search(by_type("only of web searches", web_search_result_location=anything))),
+        ),
+        "server_tool_use": of_search(
+            record(
+                type=anything,
+                id=text,
+                name=one_of("web_search"),
+                input=anything,
+                cache_control=cache_control,
+                caller=direct,
+            )
+        ),
+        "web_search_tool_result": of_search(
+            record(type=anything, tool_use_id=text, content=anything, cache_control=cache_control, caller=direct)
+        ),
+    },
 )
+
+
+def content_block(value: Any, path: str, found: Found) -> None:
+    (searched_block if found.searches_most else plain_block)(value, path, found)
+
+
 output_config = record(
     effort=anything,
     format=by_type("only json_schema is known here", json_schema=record(type=anything, schema=anything)),
@@ -263,10 +347,10 @@ context_edit = by_type(
     ),
 )
 COMMON: dict[str, Rule] = {
-    "model": text,
+    "model": model_name,
     "messages": list_of(message),
     "system": or_text(list_of(by_type("a system prompt is text", text=text_block))),
-    "tools": list_of(custom_tool),
+    "tools": list_of(any_tool),
     "tool_choice": record(type=one_of("auto", "any", "tool", "none"), name=text, disable_parallel_tool_use=anything),
     "thinking": record(type=one_of("enabled", "adaptive", "disabled"), budget_tokens=anything, display=anything),
     "context_management": record(edits=list_of(context_edit)),

@@ -9,13 +9,14 @@ from typing import Any
 
 @dataclass
 class Meter:
-    """What is known of a call's usage.
+    """What is known of a call's usage, in the Messages API's form (`reported`: in the API's own, if that is another).
 
     `started`: the provider has begun to answer, so it bills; `complete`: the usage is final. In a stream,
     `message_start` has the input's counts and each `message_delta` replaces counts by cumulative ones.
     """
 
     usage: dict[str, Any] = field(default_factory=dict)
+    reported: dict[str, Any] | None = None
     model: str | None = None
     message_id: str | None = None
     started: bool = False
@@ -34,8 +35,8 @@ class Meter:
     def _message(self, message: Any) -> None:
         if not isinstance(message, dict):
             return
-        self.model = _text(message.get("model"))
-        self.message_id = _text(message.get("id"))
+        self.model = text_of(message.get("model"))
+        self.message_id = text_of(message.get("id"))
         self._counts(message.get("usage"))
 
     def _counts(self, usage: Any) -> None:
@@ -70,10 +71,15 @@ class StreamReader:
         self._event = ""
         self._data: list[bytes] = []
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> bytes:
+        """Returns what the client gets: all of it."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             self._line(line.removesuffix(b"\r"))
+        return chunk
+
+    def end(self) -> bytes:
+        return b""
 
     def _line(self, line: bytes) -> None:
         if not line:
@@ -93,5 +99,5 @@ class StreamReader:
         self._event, self._data = "", []
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     return value[:200] if isinstance(value, str) else None

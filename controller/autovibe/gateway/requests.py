@@ -9,6 +9,9 @@ The bound of a call's input:
 - images: at most `IMAGE_TOKENS` each, whatever their bytes (documented: larger ones are scaled down first).
 - PDF documents: pages are not bounded by bytes, so the model's whole context window; `count_tokens` tightens it.
 - a reference to a tool: at most the largest tool definition in the request.
+- web searches, where the hub allows them: the provider runs the model again after each, on all that it has found so
+  far, for at most `SEARCH_STEPS` times in all; each of them reads a whole context window at most. Each may also write
+  `max_tokens`, which nothing says to hold for all of them together (`reserving.Bounds`).
 - what the provider adds by itself (system prompts for tools, thinking, structured output): `OVERHEAD_TOKENS`.
 - never more than the largest context window: a longer prompt is refused by the provider, unbilled.
 """
@@ -16,20 +19,27 @@ The bound of a call's input:
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autovibe.gateway import fields
 from autovibe.gateway.errors import GatewayError, bad_request
+from autovibe.gateway.upstream import Provider
 
 MAX_BODY = 32 * 1024 * 1024  # the API's documented limit of a request
 CONTEXT_TOKENS = 1_000_000  # the largest context window of any model that has a price here
 IMAGE_TOKENS = 5_000  # documented: at most 4,784 for models with high-resolution images, ~1,600 for others
 NUMBER_TOKENS = 400  # a double written out has at most 309 digits before the point, or 324 places after it
 OVERHEAD_TOKENS = 2_048  # documented: at most 530 for tools; thinking and structured output add less than that each
+SEARCH_STEPS = 11  # documented: the provider's own loop pauses after 10 rounds by default; one more, before the first
 THINKING_MINIMUM = 1_024  # the API's smallest thinking.budget_tokens
 MAX_OUTPUT = 1_000_000
+MAX_VALUES = 500_000
+#: Nothing is tried twice: one without an end goes to the end of the text, else it would be tried anew from each quote
+#: in it; possessive, else each escape would be kept in memory to come back to.
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,8 @@ class CheckedRequest:
     payload: dict[str, Any]
     body: bytes
     input_bound: int
-    media: bool = field(default=False)
+    images: int = 0
+    searches: int = 0
 
     @property
     def model(self) -> str:
@@ -74,44 +85,58 @@ class CheckedRequest:
             payload["thinking"] = {**payload["thinking"], "budget_tokens": min(budget, room)}
         return replace(self, payload=payload, body=serialize(payload))
 
-    def for_counting(self) -> bytes:
-        """The body of a `count_tokens` request for it."""
+    def for_provider(self, provider: Provider) -> CheckedRequest:
+        """As this provider understands it."""
+        return self
+
+    def for_counting(self) -> bytes | None:
+        """The body of a `count_tokens` request for it, where there is one that says what it will be."""
+        if self.searches:
+            return None
         return serialize({name: value for name, value in self.payload.items() if name in fields.COUNTED_FIELDS})
 
 
-def check_messages(raw: bytes) -> CheckedRequest:
-    """The request of `POST /v1/messages`; GatewayError (400) names the field that is wrong, and why."""
-    checked = _check(raw, fields.messages_request)
-    _whole_number(checked.payload, "max_tokens", 1, MAX_OUTPUT)
-    if checked.thinking_budget is not None or (checked.payload.get("thinking") or {}).get("type") == "enabled":
-        _whole_number(checked.payload["thinking"], "budget_tokens", THINKING_MINIMUM, MAX_OUTPUT, "thinking.")
-    return checked
+def check_messages(raw: bytes, searches: int = 0) -> CheckedRequest:
+    """The request of `POST /v1/messages`, with so many web searches at most.
+
+    GatewayError (400) names the field that is wrong, and why.
+    """
+    request = _messages(raw, fields.messages_request, searches)
+    whole_number(request.payload, "max_tokens", 1, MAX_OUTPUT)
+    if request.thinking_budget is not None or (request.payload.get("thinking") or {}).get("type") == "enabled":
+        whole_number(request.payload["thinking"], "budget_tokens", THINKING_MINIMUM, MAX_OUTPUT, "thinking.")
+    return request
 
 
-def check_count_tokens(raw: bytes) -> CheckedRequest:
+def check_count_tokens(raw: bytes, searches: int = 0) -> CheckedRequest:
     """The request of `POST /v1/messages/count_tokens`."""
-    return _check(raw, fields.count_tokens_request)
+    return _messages(raw, fields.count_tokens_request, searches)
 
 
-def _check(raw: bytes, rule: fields.Rule) -> CheckedRequest:
+def _messages(raw: bytes, rule: fields.Rule, searches: int) -> CheckedRequest:
+    payload, body, found, bound = checked(raw, rule, searches)
+    bound += found.images * IMAGE_TOKENS + found.tool_references * found.largest_tool
+    if found.documents:
+        bound = CONTEXT_TOKENS
+    bound = min(bound, CONTEXT_TOKENS)
+    if found.searches:
+        bound = SEARCH_STEPS * CONTEXT_TOKENS
+    elif found.searched:
+        # One that waits for the client's tools is run by the next call.
+        raise fields.refuse("messages", "what web searches have left there is allowed together with their tool only")
+    return CheckedRequest(payload, body, bound, found.images, found.searches)
+
+
+def checked(raw: bytes, rule: fields.Rule, searches: int = 0) -> tuple[dict[str, Any], bytes, fields.Found, int]:
+    """(payload, the body to forward, what was met, the bound of all its text)."""
     payload, exponents = parse(raw)
-    found = fields.Found()
+    found = fields.Found(searches_most=searches)
     try:
         rule(payload, "", found)
         body = serialize(payload)
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
-    bound = (
-        len(body)
-        - found.media_bytes
-        + found.images * IMAGE_TOKENS
-        + exponents * NUMBER_TOKENS
-        + found.tool_references * found.largest_tool
-        + OVERHEAD_TOKENS
-    )
-    if found.documents:
-        bound = CONTEXT_TOKENS
-    return CheckedRequest(payload, body, min(bound, CONTEXT_TOKENS), bool(found.images or found.documents))
+    return payload, body, found, len(body) - found.media_bytes + exponents * NUMBER_TOKENS + OVERHEAD_TOKENS
 
 
 def parse(raw: bytes) -> tuple[Any, int]:
@@ -126,12 +151,23 @@ def parse(raw: bytes) -> tuple[Any, int]:
     def constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON")
 
+    if has_too_many_values(raw):
+        raise bad_request(f"the body has more than {MAX_VALUES} values in it")
     try:
         return json.loads(raw, parse_float=number, parse_constant=constant), exponents
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
     except ValueError:
         raise bad_request("the body is not valid JSON") from None
+
+
+def has_too_many_values(raw: bytes) -> bool:
+    """Whether there are more lists, objects and items than `MAX_VALUES`: each takes many times its bytes of memory."""
+
+    def counted(text: bytes) -> int:
+        return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+    return counted(raw) > MAX_VALUES and counted(_JSON_STRING.sub(b"", raw)) > MAX_VALUES
 
 
 def serialize(payload: Any) -> bytes:
@@ -165,7 +201,7 @@ def too_large() -> GatewayError:
     return GatewayError(413, "request_too_large", f"the request is larger than {MAX_BODY // 2**20} MiB")
 
 
-def _whole_number(holder: dict[str, Any], name: str, least: int, most: int, prefix: str = "") -> None:
+def whole_number(holder: dict[str, Any], name: str, least: int, most: int, prefix: str = "") -> None:
     value = holder.get(name)
     if type(value) is not int or not least <= value <= most:
         raise bad_request(f"{prefix}{name}: must be a whole number from {least} to {most}")

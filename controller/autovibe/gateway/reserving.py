@@ -1,12 +1,13 @@
-"""The gateway's money: hold a call's worst case before it is forwarded, settle what it cost after.
+"""The gateway's money: a call's worst case, less of it when money is short, and what it cost in the end.
 
-Each function is one short transaction in its own session, run in a thread by `calls.py`.
+The usual case is one statement of `database.py`. What stands here in a session, run in a thread, is for when that was
+refused: why, and how much less would do.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -19,14 +20,13 @@ from sqlalchemy.orm import Session
 
 from autovibe import budgets, prices
 from autovibe.gateway.metering import Meter
+from autovibe.gateway.requests import SEARCH_STEPS
 from autovibe.ledger import UsageLine
-from autovibe.models import Machine, Reservation
-
-#: A reservation outlives its call by at most this; `extend` moves it on while the call is under way.
-HOLD = timedelta(minutes=5)
+from autovibe.models import Reservation
 
 #: How long a changed price may take to hold.
 TARIFF_SECONDS = 10.0
+RAISE_LIMIT = "Raise the machine's limit to go on."
 
 Transactions = Callable[[], AbstractContextManager[Session]]
 
@@ -37,48 +37,59 @@ class Caller:
 
     machine_uuid: UUID
     project_uuid: UUID
+    checkpointing: bool = False
 
 
+@dataclass(frozen=True)
 class Bounds:
     """The worst cases of one call: price and exchange rate are those of the call's beginning.
 
-    So midnight or a new price lifts no cost above the bound that was reserved for it.
+    So midnight or a new price lifts no cost above the bound that was reserved for it. `searches`: how many web searches
+    the provider may make; it then runs the model several times, and each time may write `max_tokens`.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
-        self.at = datetime.now(UTC)
-        self._tariff: prices.Tariff | None = None
+    model: str
+    provider: str
+    tariff: prices.Tariff
+    searches: int = 0
 
-    def tariff(self, session: Session) -> prices.Tariff:
+    def cost(self, input_bound: int, max_tokens: int) -> prices.Cost:
+        written = max_tokens * (SEARCH_STEPS if self.searches else 1)
+        return prices.upper_bound(
+            self.tariff, input_tokens_max=input_bound, max_tokens=written, web_searches_max=self.searches
+        )
+
+
+class Tariffs:
+    """The models' tariffs, asked for anew every few seconds: they change a few times a year."""
+
+    def __init__(self, in_thread: Callable[..., Awaitable[prices.Tariff]], policy: prices.Policy) -> None:
+        self._in_thread, self._policy = in_thread, policy
+        self._known: dict[tuple[str, str, date], tuple[float, prices.Tariff]] = {}
+
+    async def get(self, provider: str, model: str) -> prices.Tariff:
         """Raises `prices.UnknownModel`."""
-        if self._tariff is None:
-            self._tariff = _tariff(session, self.model, self.at)
-        return self._tariff
-
-    def cost(self, session: Session, input_bound: int, max_tokens: int) -> prices.Cost:
-        """Raises `prices.UnknownModel`."""
-        return prices.upper_bound(self.tariff(session), input_tokens_max=input_bound, max_tokens=max_tokens)
-
-
-_tariffs: dict[tuple[str, str, date], tuple[float, prices.Tariff]] = {}
+        key = provider, model, datetime.now(UTC).date()
+        expires, found = self._known.get(key, (0.0, None))
+        if found is None or time.monotonic() > expires:
+            found = await self._in_thread(_tariff, model, key[2], provider, self._policy)
+            if len(self._known) > 1000:  # names of models are the client's
+                self._known.clear()
+            self._known[key] = time.monotonic() + TARIFF_SECONDS, found
+        return found
 
 
-def _tariff(session: Session, model: str, at: datetime) -> prices.Tariff:
-    """The model's tariff, asked for anew every few seconds: it changes a few times a year."""
-    key = str(session.get_bind().engine.url), model, at.date()
-    expires, found = _tariffs.get(key, (0.0, None))
-    if found is None or time.monotonic() > expires:
-        found = prices.tariff(session, model, at)
-        if len(_tariffs) > 1000:  # names of models are the client's
-            _tariffs.clear()
-        _tariffs[key] = time.monotonic() + TARIFF_SECONDS, found
-    return found
+def _tariff(transactions: Transactions, model: str, day: date, provider: str, policy: prices.Policy) -> prices.Tariff:
+    with transactions() as session:
+        return prices.tariff(session, model, day, provider, policy)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A call's money: at best for `most` tokens out, at least for `least`."""
+    """A call's money: at best for `most` tokens out, at least for `least`.
+
+    A reservation outlives its call by `hold_seconds` at most; while the call is under way it is extended.
+    """
 
     caller: Caller
     request_id: str
@@ -86,6 +97,7 @@ class Wish:
     input_bound: int
     most: int
     least: int
+    hold_seconds: int
 
 
 @dataclass(frozen=True)
@@ -102,24 +114,25 @@ class Short:
     """The money is not there.
 
     `later`: a useful answer would fit once the calls under way, which hold money, have ended. `hopeless`: there is no
-    budget, or it is frozen, so that no bound is small enough.
+    budget, or it is frozen, so that no bound is small enough. `remedy`: what a person may do.
     """
 
     reason: str
     later: bool
     hopeless: bool = False
+    remedy: str = "Raise the project's budget to go on."
 
 
 def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | Short:
     """Hold the worst case of a call, with fewer tokens out where that is all there is money for.
 
-    While `patient`, fewer are not taken when the calls under way hold enough for all. Raises `prices.UnknownModel`.
+    While `patient`, fewer are not taken when the calls under way hold enough for all.
     """
+
+    def bound(max_tokens: int) -> Decimal:
+        return wish.bounds.cost(wish.input_bound, max_tokens).cad
+
     with transactions() as session:
-
-        def bound(max_tokens: int) -> Decimal:
-            return wish.bounds.cost(session, wish.input_bound, max_tokens).cad
-
         wanted: int | None = wish.most
         for _ in range(3):  # What was available may be gone a moment later.
             try:
@@ -127,12 +140,15 @@ def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | 
             except budgets.BudgetExhausted as error:
                 if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget | budgets.CountExhausted):
                     return Short(error.message, later=False, hopeless=True)
-                reason, available = error.message, error.available
-            later = available + _under_way(session, wish.caller.project_uuid)
+                refusal, available = error, error.available
+            later = available + _under_way(session, wish.caller, refusal)
             wanted = None if patient and later >= bound(wish.most) else largest(bound, available, wish.least, wish.most)
             if wanted is None:
                 break
-        return Short(reason, later=later >= bound(wish.least))
+        later_enough = later >= bound(wish.least)
+        if isinstance(refusal, budgets.MachineLimit):
+            return Short(refusal.message, later_enough, remedy=RAISE_LIMIT)
+        return Short(refusal.message, later_enough)
 
 
 def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Held:
@@ -144,7 +160,7 @@ def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Hel
         counts={"api_calls": Decimal(1)},
         holder=wish.request_id,
         purpose=budgets.AI_CALL,
-        expires_at=datetime.now(UTC) + HOLD,
+        expires_at=datetime.now(UTC) + timedelta(seconds=wish.hold_seconds),
     )
     return Held(reservation.uuid, max_tokens, wish.input_bound)
 
@@ -165,72 +181,61 @@ def largest(bound: Callable[[int], Decimal], available: Decimal, least: int, mos
     return guess
 
 
-def _under_way(session: Session, project_uuid: UUID) -> Decimal:
+def _under_way(session: Session, caller: Caller, refusal: budgets.BudgetExhausted) -> Decimal:
+    """What calls hold of what has refused: of the project's budget, or of the machine's own limit."""
     held = sa.select(sa.func.coalesce(sa.func.sum(Reservation.amount_cad), 0)).where(
-        Reservation.project_uuid == project_uuid, Reservation.status == "held", Reservation.purpose == budgets.AI_CALL
+        Reservation.project_uuid == caller.project_uuid,
+        Reservation.status == "held",
+        Reservation.purpose == budgets.AI_CALL,
     )
+    if isinstance(refusal, budgets.MachineLimit):
+        held = held.where(Reservation.machine_uuid == caller.machine_uuid)
     return Decimal(session.scalar(held))
 
 
-def extend(transactions: Transactions, reservation_uuid: UUID) -> None:
-    """The call goes on: its reservation does not expire yet."""
-    with transactions() as session:
-        budgets.extend(session, reservation_uuid, datetime.now(UTC) + HOLD)
+def settlement(request_id: str, bounds: Bounds, held: Held, meter: Meter, details: dict[str, Any]) -> dict[str, Any]:
+    """The end of a reservation: what the call cost by the provider's usage, or by the bound where there is none."""
+    cost, basis = _cost(bounds, held, meter)
+    subtype = subtype_of(bounds.provider)
+    money = UsageLine.of_call(
+        cost,
+        f"{request_id}:money",
+        subtype,
+        **details,
+        request_id=request_id,
+        answered_by=meter.model,
+        message_id=meter.message_id,
+        usage=meter.reported or meter.usage,
+        basis=basis,
+        max_tokens=held.max_tokens,
+        input_bound=held.input_bound,
+    )
+    count = UsageLine(
+        resource_type="api_calls",
+        resource_subtype=subtype,
+        amount=Decimal(1),
+        unit="count",
+        idempotency_key=f"{request_id}:api_calls",
+        metadata={"request_id": request_id, "model": bounds.model},
+    )
+    return budgets.settled(held.reservation_uuid, [money, count])
 
 
-def release(transactions: Transactions, reservation_uuid: UUID) -> None:
-    """The provider did not bill: give the money back."""
-    with transactions() as session:
-        budgets.release(session, reservation_uuid)
+def subtype_of(provider: str) -> str:
+    """What the ledger calls the calls that are priced by this provider's prices."""
+    return "claude_api" if provider == prices.PROVIDER else f"{provider}_api"
 
 
-def settle(
-    transactions: Transactions,
-    caller: Caller,
-    request_id: str,
-    bounds: Bounds,
-    held: Held,
-    meter: Meter,
-    details: dict[str, Any],
-) -> None:
-    """Book what the call cost, by the provider's usage, or by the bound where that did not arrive."""
-    with transactions() as session:
-        cost, basis = _cost(session, bounds, held, meter)
-        money = UsageLine.of_call(
-            cost,
-            f"{request_id}:money",
-            **details,
-            request_id=request_id,
-            answered_by=meter.model,
-            message_id=meter.message_id,
-            usage=meter.usage,
-            basis=basis,
-            max_tokens=held.max_tokens,
-            input_bound=held.input_bound,
-        )
-        count = UsageLine(
-            resource_type="api_calls",
-            resource_subtype="claude_api",
-            amount=Decimal(1),
-            unit="count",
-            idempotency_key=f"{request_id}:api_calls",
-            metadata={"request_id": request_id, "model": bounds.model},
-        )
-        budgets.settle(session, held.reservation_uuid, lines=[money, count])
-        # After the budget's row, always in this order: no two calls wait for each other.
-        session.execute(
-            sa.update(Machine).where(Machine.uuid == caller.machine_uuid).values(api_calls=Machine.api_calls + 1)
-        )
-
-
-def _cost(session: Session, bounds: Bounds, held: Held, meter: Meter) -> tuple[prices.Cost, str]:
+def _cost(bounds: Bounds, held: Held, meter: Meter) -> tuple[prices.Cost, str]:
     """The cost, and what it rests on: usage, partial (the input's counts, output by its bound), or bound."""
-    bound = bounds.cost(session, held.input_bound, held.max_tokens)
+    bound = bounds.cost(held.input_bound, held.max_tokens)
     if not meter.usage:
+        return bound, "bound"
+    if not meter.complete and (bounds.searches or type(meter.usage.get("input_tokens")) is not int):
         return bound, "bound"
     usage = meter.usage if meter.complete else {**meter.usage, "output_tokens": held.max_tokens}
     try:
-        cost = prices.cost(bounds.tariff(session), usage)
+        cost = prices.cost(bounds.tariff, usage)
     except prices.MalformedUsage:
         return bound, "bound"
     if meter.complete:

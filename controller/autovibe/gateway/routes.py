@@ -1,6 +1,7 @@
-"""The gateway's paths: `/v1/messages`, `/v1/messages/count_tokens`, `/v1/models`, `HEAD /`.
+"""The gateway's paths: `/v1/messages`, `/v1/messages/count_tokens`, `/v1/chat/completions`, `/v1/models`, `HEAD /`.
 
-They stand on the hub's port beside the agents' API. Who calls is a machine, by its token; errors have Anthropic's form.
+They stand on the hub's port beside the agents' API. Who calls is a machine, by its token; errors have the form of the
+API that was called.
 """
 
 from __future__ import annotations
@@ -9,34 +10,46 @@ import asyncio
 import hmac
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
-from sqlalchemy.orm import Session
+from fastapi.responses import JSONResponse
+from starlette.routing import Route
 
-from autovibe import db, tokens
+from autovibe import budgets, db, prices, tokens
 from autovibe.errors import DatabaseError
-from autovibe.gateway import requests, upstream
-from autovibe.gateway.calls import Call
-from autovibe.gateway.errors import GatewayError, bad_token, provider_failed
-from autovibe.gateway.reserving import Caller
+from autovibe.gateway import protocols, requests, upstream
+from autovibe.gateway.admission import Admission, Ticket
+from autovibe.gateway.audit import Audit
+from autovibe.gateway.calls import Call, refused
+from autovibe.gateway.catalogue import Catalogue
+from autovibe.gateway.database import UNREACHABLE, Books, Outcome
+from autovibe.gateway.endpoint import CallEndpoint, checked_body, query_of
+from autovibe.gateway.errors import (
+    ErrorForm,
+    GatewayError,
+    bad_token,
+    chat_form,
+    messages_form,
+    provider_failed,
+    unknown_model,
+)
+from autovibe.gateway.reserving import Tariffs
 from autovibe.settings import Settings
 
 log = logging.getLogger("autovibe.gateway")
 T = TypeVar("T")
 
-#: Database steps at a time: below the engine's pool (15), so that the agents' API is never kept waiting by model calls.
+#: Sessions at a time: below the engine's pool (15), so that the agents' API is never kept waiting by model calls.
 DATABASE_THREADS = 10
-#: Larger bodies are checked in a thread, so that other calls' streams flow on.
-INLINE_BYTES = 128 * 1024
+EXTENSIONS = 5  # in the time that a reservation is held
+GIVE_BACK_TRIES = 6
 STOP_SECONDS = 5.0
 
 
@@ -49,55 +62,118 @@ class Line:
 
 
 class Gateway:
-    """One process's gateway: its connections to the provider and the calls under way."""
+    """One process's gateway: its connections to the provider and to the database, and the calls under way."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.client = upstream.client(settings)
+        self.providers = upstream.Providers(settings)
+        self.books = Books(settings)
+        self.catalogue = Catalogue(self)
+        self.under_way: set[UUID] = set()
+        self.audit = Audit(settings)
+        self.admission = Admission(settings)
+        self._tariffs = Tariffs(self.db, prices.Policy.of(settings))
+        self._ending: defaultdict[UUID, set[asyncio.Future[None]]] = defaultdict(set)
         self._threads = CapacityLimiter(DATABASE_THREADS)
-        self._calls: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._lines: defaultdict[UUID, Line] = defaultdict(Line)
+        self._extending = asyncio.create_task(self._extend())
 
     async def db(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run a function of `reserving` in a thread, with this installation's transactions."""
+        """Run a function of `reserving` in a thread: one transaction of this installation, again if it was undone."""
         transactions = partial(db.session_scope, self.settings)
-        return await to_thread.run_sync(partial(function, transactions, *args, **options), limiter=self._threads)
+        work = partial(db.again(function), transactions, *args, **options)
+        return await to_thread.run_sync(work, limiter=self._threads)
 
-    async def caller(self, request: Request) -> Caller:
-        """The machine whose token the request shows; GatewayError (401) when there is none."""
-        headers = request.headers
+    async def tariff(self, provider: str, model: str) -> prices.Tariff:
+        """GatewayError (404) for a model without a price."""
+        try:
+            return await self._tariffs.get(provider, model)
+        except prices.UnknownModel as error:
+            raise unknown_model(str(error)) from None
+
+    def claims(self, headers: Mapping[str, str]) -> tokens.Claims:
+        """What the machine token of a request says; GatewayError (401) when it shows none that the hub has signed."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         key = headers.get("x-api-key")
         if key and scheme.lower() == "bearer" and not hmac.compare_digest(key.encode(), bearer.strip().encode()):
             raise bad_token("Authorization and x-api-key name different tokens")
-        return await self.db(self._authenticate, dict(headers))
+        try:
+            return tokens.claims_of(tokens.shown(headers), self.settings)
+        except tokens.BadToken as error:
+            raise bad_token(error.message) from None
 
-    def _authenticate(self, transactions: Callable[..., Any], headers: dict[str, str]) -> Caller:
-        session: Session
-        with transactions() as session:
-            try:
-                machine = tokens.authenticate(session, headers, self.settings)
-            except tokens.BadToken as error:
-                raise bad_token(error.message) from None
-            return Caller(machine.uuid, machine.project_uuid)
+    @asynccontextmanager
+    async def known(self, headers: Mapping[str, str]) -> AsyncIterator[tuple[Outcome, Ticket]]:
+        """The machine that the token names, which may still call, and its share; GatewayError (401, 429) otherwise."""
+        claims = self.claims(headers)
+        ticket = self.admission.enter(claims.machine_uuid)
+        try:
+            machine = await self.books.machine(claims.machine_uuid, claims.generation)
+            if machine.outcome != "held":
+                raise refused(machine, "")
+            yield machine, ticket
+        finally:
+            ticket.leave()
+
+    def end(self, machine_uuid: UUID, ended: dict[str, Any]) -> asyncio.Future[None]:
+        """End a reservation of a machine's call."""
+        future, mine = self.books.end(ended), self._ending[machine_uuid]
+        mine.add(future)
+        future.add_done_callback(mine.discard)
+        return future
+
+    async def settled(self, machine_uuid: UUID) -> None:
+        """Until no call of the machine that was answered by this process is still to be settled."""
+        if pending := self._ending.get(machine_uuid):
+            await asyncio.wait(list(pending))
 
     def line(self, project_uuid: UUID) -> Line:
         return self._lines[project_uuid]
 
-    def start(self, call: Call) -> None:
+    def start(self, call: Call, ticket: Ticket) -> None:
         """Let a call run, whatever becomes of the client."""
-        task = asyncio.create_task(call.run())
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        self._keep(call.run()).add_done_callback(lambda _: ticket.leave())
+
+    def give_back(self, reservation_uuid: UUID, made: asyncio.Future[Any] | None = None) -> None:
+        """Release a reservation that nobody will use, once its making (`made`) has ended."""
+        self._keep(self._give_back(reservation_uuid, made))
+
+    async def _give_back(self, reservation_uuid: UUID, made: asyncio.Future[Any] | None) -> None:
+        if made is not None:
+            await asyncio.wait({made})
+        for attempt in range(GIVE_BACK_TRIES):
+            with suppress(*UNREACHABLE, DatabaseError):
+                await self.books.end(budgets.released(reservation_uuid))
+                return
+            await asyncio.sleep(2**attempt)
+        log.error("reservation %s could not be given back; it is left to the reaper", reservation_uuid)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _extend(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.call_hold_seconds / EXTENSIONS)
+            if self.under_way:
+                with suppress(Exception):
+                    await self.books.extend(list(self.under_way))
 
     async def close(self) -> None:
         """Wait a little for the calls under way, then end them; each settles before this returns."""
-        if self._calls:
-            _, pending = await asyncio.wait(self._calls, timeout=STOP_SECONDS)
+        if self._tasks:
+            _, pending = await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-        await self.client.aclose()
+        self._extending.cancel()
+        await self.client.close()
+        await self.books.close()
+        self.audit.close()
 
 
 def gateway_of(app: FastAPI) -> Gateway:
@@ -116,38 +192,25 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 router = APIRouter(lifespan=lifespan, include_in_schema=False)
+for path, protocol in (("/v1/messages", protocols.MESSAGES), ("/v1/chat/completions", protocols.CHAT)):
+    router.routes.append(Route(path, CallEndpoint(protocol, gateway_of), methods=["POST"], include_in_schema=False))
 
 
-async def _answered(handler: Any) -> Response:
-    """The handler's response, or its error in Anthropic's form."""
+async def _answered(handler: Any, form: ErrorForm = messages_form) -> Response:
+    """The handler's response, or its error in this form."""
     try:
         return await handler
     except GatewayError as error:
-        return error.response()
-    except DatabaseError as error:
+        return error.response(form)
+    except (DatabaseError, *UNREACHABLE) as error:
         log.error("%s", error)
-        return provider_failed("The hub's database does not answer", 503).response()
+        return provider_failed("The hub's database does not answer", 503).response(form)
 
 
 @router.head("/")
-def alive() -> Response:
+async def alive() -> Response:
     """Claude Code asks this at its start."""
     return Response()
-
-
-@router.post("/v1/messages")
-async def messages(request: Request) -> Response:
-    return await _answered(_messages(request))
-
-
-async def _messages(request: Request) -> Response:
-    gateway = gateway_of(request.app)
-    caller = await gateway.caller(request)
-    checked = await _checked(request, requests.check_messages)
-    call = Call(gateway, caller, checked, request.headers, _query(request))
-    gateway.start(call)
-    status, headers = await asyncio.shield(call.answer.head)
-    return StreamingResponse(call.answer.body(), status, headers)
 
 
 @router.post("/v1/messages/count_tokens")
@@ -158,58 +221,41 @@ async def count_tokens(request: Request) -> Response:
 async def _count_tokens(request: Request) -> Response:
     """Free at the provider, so nothing is reserved; the same fields are allowed."""
     gateway = gateway_of(request.app)
-    await gateway.caller(request)
-    checked = await _checked(request, requests.check_count_tokens)
-    return await _relay(request, gateway, "POST", "/v1/messages/count_tokens", checked.body)
+    async with gateway.known(request.headers) as (_, ticket):
+        check = partial(requests.check_count_tokens, searches=gateway.settings.web_searches_per_call)
+        checked = await checked_body(request.headers, request.receive, check, ticket)
+        to = gateway.providers.serving(upstream.MESSAGES, checked.model)
+        return await _relay(request, gateway, to, "POST", "/messages/count_tokens", checked.body)
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
-    return await _answered(_models(request))
+    """Two APIs share this path; the Messages API's clients always name its version."""
+    anthropic = "anthropic-version" in request.headers
+    return await _answered(_models(request, anthropic), messages_form if anthropic else chat_form)
 
 
-async def _models(request: Request) -> Response:
+async def _models(request: Request, anthropic: bool) -> Response:
     gateway = gateway_of(request.app)
-    await gateway.caller(request)
-    return await _relay(request, gateway, "GET", "/v1/models", None)
+    async with gateway.known(request.headers) as (machine, _):
+        if anthropic:
+            return await _relay(request, gateway, gateway.providers.serving(upstream.MESSAGES), "GET", "/models", None)
+        return JSONResponse(await gateway.catalogue.page(machine.models))
 
 
-async def _relay(request: Request, gateway: Gateway, method: str, path: str, body: bytes | None) -> Response:
+async def _relay(
+    request: Request, gateway: Gateway, to: upstream.Provider, method: str, path: str, body: bytes | None
+) -> Response:
     """A free call to the provider, there and back."""
-    to = upstream.provider(gateway.settings)
-    headers = upstream.request_headers(request.headers, to)
+    headers = upstream.messages_headers(request.headers, to)
+    url = f"{to.root}{path}{query_of(request.scope)}"
     try:
-        response = await gateway.client.request(
-            method, f"{to.url}{path}{_query(request)}", content=body, headers=headers, timeout=30
-        )
-    except httpx.HTTPError as error:
+        async with gateway.client.request(
+            method, url, data=body, headers=headers, timeout=upstream.RELAY_TIMEOUT, **upstream.STAY
+        ) as answer:
+            content, status, sent = await answer.read(), answer.status, upstream.response_headers(answer.headers)
+    except upstream.FAILURES as error:
         raise provider_failed(f"The AI provider ({to.name}) cannot be reached") from error
-    if response.status_code in (401, 403):
+    if status in (401, 403):
         raise provider_failed(f"The AI provider ({to.name}) refused the hub's key", retry=False)
-    return Response(response.content, response.status_code, upstream.response_headers(response))
-
-
-async def _checked(request: Request, check: Callable[[bytes], requests.CheckedRequest]) -> requests.CheckedRequest:
-    raw = await _body(request)
-    encoding = request.headers.get("content-encoding", "")
-
-    def work() -> requests.CheckedRequest:
-        return check(requests.decompress(raw, encoding))
-
-    return work() if len(raw) <= INLINE_BYTES and not encoding else await to_thread.run_sync(work)
-
-
-async def _body(request: Request) -> bytes:
-    """The body as it came, at most `MAX_BODY` of it."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > requests.MAX_BODY:
-            raise requests.too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _query(request: Request) -> str:
-    """`?beta=true` goes on to the provider; nothing else does."""
-    return "?beta=true" if request.query_params.get("beta") == "true" else ""
+    return Response(content, status, sent)

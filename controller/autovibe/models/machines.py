@@ -8,10 +8,13 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Identity, Integer, Numeric, SmallInteger, String, Text, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import Mapped, mapped_column, validates
 
-from autovibe.models.base import Base, CreatedAt, Json, Key, reference
+from autovibe.models.base import MONEY, Base, CreatedAt, Json, Key, Manifest, reference
+
+#: The type of the machine that is the hub's own VM. No agent is in it; nothing but checkpoints is made of it.
+HUB = "hub"
 
 
 class Installation(Base):
@@ -25,7 +28,11 @@ class Installation(Base):
 
 
 class Project(Base):
-    """Owns a greediness (0–1), budgets, a tree of checkpoints. Status: active, paused, completed, archived."""
+    """Owns a greediness (0–1), budgets, a tree of checkpoints. Status: active, paused, completed, archived.
+
+    when_exhausted: what becomes of its machines when its budget is used up: pause, end.
+    `models`: patterns (* for any characters) of the AI models that its machines may use; None for all.
+    """
 
     __tablename__ = "projects"
 
@@ -35,8 +42,13 @@ class Project(Base):
     status: Mapped[str] = mapped_column(String(50), server_default=text("'active'"))
     description: Mapped[str | None] = mapped_column(Text)
     time_zone: Mapped[str] = mapped_column(Text, server_default=text("'UTC'"))
+    when_exhausted: Mapped[str] = mapped_column(String(10), server_default=text("'pause'"))
+    breaker_reset_at: Mapped[datetime | None]
     initial_checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid", deferred=True)
     current_checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid", deferred=True)
+    models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    checkpoint_policy: Mapped[Json]
+    retention: Mapped[Json]
     metadata_: Mapped[Json] = mapped_column("metadata")
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
@@ -46,11 +58,12 @@ class Machine(Base):
     """One VM, one agent, one prompt.
 
     machine_type: claude_code, aider, qwen_coder, hub, command. status: spawning, active, working, checkpointing,
-    terminated. outcome: None, succeeded, failed, out_of_budget, stopped.
+    paused, terminated. outcome: None, succeeded, failed, out_of_budget, stopped. pause_reason: budget, person,
+    circuit_breaker.
     """
 
     __tablename__ = "intelligent_machines"
-    __table_args__ = (UniqueConstraint("project_uuid", "name"),)
+    __table_args__ = (UniqueConstraint("project_uuid", "name"), UniqueConstraint("uuid", "project_uuid"))
 
     uuid: Mapped[Key]
     name: Mapped[str] = mapped_column(String(63))
@@ -78,9 +91,13 @@ class Machine(Base):
     enrolled_at: Mapped[datetime | None]
     last_heartbeat_at: Mapped[datetime | None]
     api_calls: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    max_cad: Mapped[Decimal | None] = mapped_column(MONEY)
     stop_requested_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(Text)
+    pause_reason: Mapped[str | None] = mapped_column(String(20))
+    paused_at: Mapped[datetime | None]
     result: Mapped[Json]
+    manifest: Mapped[dict[str, Any] | None] = mapped_column(Manifest, deferred=True)
     spawned_at: Mapped[CreatedAt]
     terminated_at: Mapped[datetime | None]
     metadata_: Mapped[Json] = mapped_column("metadata")
@@ -90,7 +107,8 @@ class Checkpoint(Base):
     """A node of the tree: genesis, automatic, manual, final, hub_daily; it lives on a carrier.
 
     carrier: snapshot (of VM `vm_id`, named `proxmox_snapshot_id`), template (`vm_id`), backup; None until made.
-    verification_status: pending, verified, failed, pruned.
+    verification_status: pending, verified, failed, missing (Proxmox has it no more), pruning (being removed), pruned.
+    `file_manifest` is read only when it is asked for.
     """
 
     __tablename__ = "checkpoints"
@@ -105,7 +123,8 @@ class Checkpoint(Base):
     node: Mapped[str | None] = mapped_column(String(63))
     carrier: Mapped[str | None] = mapped_column(String(20))
     template_vm_id: Mapped[int | None] = mapped_column(Integer, unique=True)
-    file_manifest: Mapped[Json]
+    file_manifest: Mapped[dict[str, Any] | None] = mapped_column(Manifest, deferred=True)
+    file_count: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
     description: Mapped[str | None] = mapped_column(Text)
     creation_context: Mapped[str | None] = mapped_column(Text)
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -113,7 +132,14 @@ class Checkpoint(Base):
     verification_status: Mapped[str] = mapped_column(String(50), server_default=text("'pending'"))
     created_at: Mapped[CreatedAt]
     verified_at: Mapped[datetime | None]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default=text("'{}'"))
+    milestone: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     metadata_: Mapped[Json] = mapped_column("metadata")
+
+    @validates("file_manifest")
+    def _count_files(self, _key: str, manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+        self.file_count = len((manifest or {}).get("files", []))
+        return manifest
 
 
 class MachineSlot(Base):
@@ -145,7 +171,7 @@ class Template(Base):
 
 
 class MachineEvent(Base):
-    """What a machine's agent said. kind: text, tool, system, error."""
+    """What a machine's agent said. kind: text, tool, system, error. `spool`, `spool_seq`: its name at the agent's."""
 
     __tablename__ = "machine_events"
 
@@ -155,3 +181,18 @@ class MachineEvent(Base):
     kind: Mapped[str] = mapped_column(String(20))
     text: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    spool: Mapped[str | None] = mapped_column(Text)
+    spool_seq: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class MachineFile(Base):
+    """What a machine has left behind, by its content. kind: artifact, workspace, patch."""
+
+    __tablename__ = "machine_files"
+
+    machine_uuid: Mapped[UUID] = reference("intelligent_machines.uuid", primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20), primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[CreatedAt]

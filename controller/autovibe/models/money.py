@@ -6,7 +6,22 @@ from datetime import date, datetime
 from decimal import Decimal
 from uuid import UUID
 
-from sqlalchemy import Boolean, Date, Integer, SmallInteger, String, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    ForeignKeyConstraint,
+    Integer,
+    Numeric,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlalchemy.orm import Mapped, mapped_column
 
 from autovibe.models.base import MONEY, TIMESTAMP, Base, CreatedAt, Json, Key, reference
@@ -15,17 +30,18 @@ from autovibe.models.base import MONEY, TIMESTAMP, Base, CreatedAt, Json, Key, r
 class Budget(Base):
     """Allocated, used and reserved of one resource in one half-open period of one project.
 
-    The database keeps `used + reserved <= allocated + overrun`. A frozen budget (`frozen_at`) lends nothing. One that
-    is not `hard` only counts. The next period begins with `base_amount`.
+    It holds from the day `since` on. The database keeps `used + reserved <= allocated + overrun`. A frozen budget
+    (`frozen_at`) lends nothing. One that is not `hard` only counts. The next period begins with `base_amount`. A
+    `pooled` one is a share of a pool.
     """
 
     __tablename__ = "resource_budgets"
-    __table_args__ = (UniqueConstraint("project_uuid", "resource_type", "budget_period", "period_start"),)
 
     uuid: Mapped[Key]
     project_uuid: Mapped[UUID] = reference("projects.uuid")
     resource_type: Mapped[str] = mapped_column(String(50))
     budget_period: Mapped[str] = mapped_column(String(20))
+    since: Mapped[date] = mapped_column(Date)
     period_start: Mapped[date] = mapped_column(Date)
     period_end: Mapped[date] = mapped_column(Date)
     allocated_amount: Mapped[Decimal] = mapped_column(MONEY)
@@ -38,10 +54,37 @@ class Budget(Base):
     hard: Mapped[bool] = mapped_column(Boolean, server_default=text("true"))
     soft_percent: Mapped[int] = mapped_column(SmallInteger, server_default=text("80"))
     removed_at: Mapped[datetime | None]
+    pooled: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     frozen_at: Mapped[datetime | None]
     freeze_reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
     updated_at: Mapped[CreatedAt]
+
+
+class Pool(Base):
+    """An amount of each period that the projects share in proportion to their greediness."""
+
+    __tablename__ = "budget_pools"
+
+    uuid: Mapped[Key]
+    resource_type: Mapped[str] = mapped_column(String(50))
+    budget_period: Mapped[str] = mapped_column(String(20))
+    amount: Mapped[Decimal] = mapped_column(MONEY)
+    unit: Mapped[str] = mapped_column(String(20))
+    week_start: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    created_at: Mapped[CreatedAt]
+    removed_at: Mapped[datetime | None]
+
+
+class PoolLimit(Base):
+    """What a project's share of a pool is at least, and at most."""
+
+    __tablename__ = "pool_limits"
+
+    pool_uuid: Mapped[UUID] = reference("budget_pools.uuid", primary_key=True)
+    project_uuid: Mapped[UUID] = reference("projects.uuid", primary_key=True)
+    floor_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
+    cap_amount: Mapped[Decimal | None] = mapped_column(MONEY)
 
 
 class Reservation(Base):
@@ -69,16 +112,22 @@ class Reservation(Base):
 
 
 class BudgetAlert(Base):
-    """A budget has reached a level, once per period; its webhook is tried until it is delivered."""
+    """A budget has reached a level, once per period, or is frozen; its webhook is tried until it is delivered.
+
+    `kind`: level, with its `percent`, or frozen, with its `reason`.
+    """
 
     __tablename__ = "budget_alerts"
     __table_args__ = (UniqueConstraint("budget_uuid", "percent"),)
 
     uuid: Mapped[Key]
     budget_uuid: Mapped[UUID] = reference("resource_budgets.uuid")
-    percent: Mapped[int] = mapped_column(SmallInteger)
+    kind: Mapped[str] = mapped_column(String(10), server_default=text("'level'"))
+    percent: Mapped[int | None] = mapped_column(SmallInteger)
     used_amount: Mapped[Decimal] = mapped_column(MONEY)
     allocated_amount: Mapped[Decimal] = mapped_column(MONEY)
+    overrun_amount: Mapped[Decimal] = mapped_column(MONEY, server_default=text("0"))
+    reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
     delivered_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
@@ -90,12 +139,19 @@ class Usage(Base):
     """A ledger line: what was used, what it cost, at which price and exchange rate. Never changed, never deleted."""
 
     __tablename__ = "resource_usage"
-    __table_args__ = {"postgresql_partition_by": "RANGE (recorded_at)"}
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["machine_uuid", "project_uuid"],
+            ["intelligent_machines.uuid", "intelligent_machines.project_uuid"],
+            name="resource_usage_machine_of_project",
+        ),
+        {"postgresql_partition_by": "RANGE (recorded_at)"},
+    )
 
     uuid: Mapped[Key]
     recorded_at: Mapped[datetime] = mapped_column(TIMESTAMP, primary_key=True, server_default=text("now()"))
     project_uuid: Mapped[UUID] = reference("projects.uuid")
-    machine_uuid: Mapped[UUID | None] = reference("intelligent_machines.uuid")
+    machine_uuid: Mapped[UUID | None]
     checkpoint_uuid: Mapped[UUID | None] = reference("checkpoints.uuid")
     operation_uuid: Mapped[UUID | None] = reference("operations.uuid")
     reservation_uuid: Mapped[UUID | None] = reference("reservations.uuid")
@@ -124,11 +180,36 @@ class UsageKey(Base):
     recorded_at: Mapped[datetime]
 
 
+def _sums(name: str, *constraints: UniqueConstraint) -> Table:
+    counts = ("lines", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+    return Table(
+        name,
+        Base.metadata,
+        Column("project_uuid", PG_UUID, nullable=False),
+        Column("day", Date, nullable=False),
+        Column("machine_uuid", PG_UUID),
+        Column("resource_type", String(50), nullable=False),
+        Column("resource_subtype", String(100)),
+        Column("model", Text),
+        *(Column(count, BigInteger, nullable=False) for count in counts),
+        *(Column(amount, Numeric, nullable=False) for amount in ("amount", "cad", "usd")),
+        *constraints,
+    )
+
+
+# The ledger by day, kept by its trigger; read as the view `usage_by_day`, never written from here.
+_KEY = ("project_uuid", "day", "machine_uuid", "resource_type", "resource_subtype", "model")
+usage_sums = _sums("usage_sums", UniqueConstraint(*_KEY, name="usage_sums_key", postgresql_nulls_not_distinct=True))
+usage_sums_new = _sums("usage_sums_new")
+
+
 class Price(Base):
-    """USD per million tokens of a model, from a date on, for prompts longer than `tier_above_tokens`."""
+    """USD per million tokens of a model, from a date on, for prompts longer than `tier_above_tokens`.
+
+    `usd_web_search`: per thousand. Never changed; of those that hold, the highest `rank` counts (see `pricelists`).
+    """
 
     __tablename__ = "prices"
-    __table_args__ = (UniqueConstraint("provider", "model", "effective_from", "tier_above_tokens"),)
 
     uuid: Mapped[Key]
     provider: Mapped[str] = mapped_column(String(50))
@@ -140,7 +221,10 @@ class Price(Base):
     usd_cache_read: Mapped[Decimal] = mapped_column(MONEY)
     usd_cache_write_5m: Mapped[Decimal] = mapped_column(MONEY)
     usd_cache_write_1h: Mapped[Decimal] = mapped_column(MONEY)
+    usd_web_search: Mapped[Decimal | None] = mapped_column(MONEY)
     source: Mapped[str] = mapped_column(Text)
+    rank: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"))
+    retired_at: Mapped[datetime | None]
     created_at: Mapped[CreatedAt]
 
 

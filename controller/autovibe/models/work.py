@@ -33,9 +33,10 @@ class Run(Base):
 class Operation(Base):
     """One thing to be done to a machine by Ansible.
 
-    kind: spawn, checkpoint, restore, promote, terminate, template. status: queued, running, succeeded, failed.
-    `seq` is the order of asking. The database keeps: one running operation per machine; a running one has a lease;
-    `finished_at` is set exactly when it has ended.
+    kind: spawn, checkpoint, restore, promote, terminate, template, verify, prune, pause, resume, adopt,
+    hub_checkpoint. status: queued,
+    running, succeeded, failed. `seq` is the order of asking. The database keeps: one running operation per machine; a
+    running one has a lease; `finished_at` is set exactly when it has ended.
     """
 
     __tablename__ = "operations"
@@ -50,6 +51,7 @@ class Operation(Base):
     template_uuid: Mapped[UUID | None] = reference("templates.uuid")
     depends_on_uuid: Mapped[UUID | None] = reference("operations.uuid")
     idempotency_key: Mapped[str | None] = mapped_column(Text, unique=True)
+    not_before: Mapped[datetime | None]
     params: Mapped[Json]
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     error: Mapped[str | None] = mapped_column(Text)

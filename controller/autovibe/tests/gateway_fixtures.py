@@ -51,6 +51,10 @@ class DemoModel:
     def fault(self, kind: str, **details: object) -> None:
         self.ask("POST", "/lab/faults", json={"kind": kind, **details})
 
+    def faults(self) -> int:
+        """How many of the next calls are to have a fault."""
+        return self.ask("GET", "/lab/faults")["waiting"]
+
 
 @contextlib.contextmanager
 def demo_model(folder: Path) -> Iterator[DemoModel]:
@@ -105,6 +109,10 @@ class Account:
             assert budget is not None
             return budget
 
+    def settled(self) -> None:
+        """Until nothing is held: a call is settled a moment after its answer."""
+        wait_for(lambda: self.held() == 0, "settlement")
+
     def lines(self, resource_type: str = "money") -> list[Usage]:
         mine = (Usage.project_uuid == self.project, Usage.resource_type == resource_type)
         with db.session_scope(self.settings) as session:
@@ -120,13 +128,15 @@ class Account:
             return session.scalar(sa.select(Machine.api_calls).where(Machine.uuid == self.machine)) or 0
 
 
-def account(settings: Settings, budget_cad: Decimal | str) -> Account:
+def account(settings: Settings, budget_cad: Decimal | str, max_cad: Decimal | None = None) -> Account:
+    """`max_cad`: the machine's own limit."""
     name = f"p{secrets.token_hex(6)}"
     with db.session_scope(settings) as session:
         project = Project(name=name)
         session.add(project)
         session.flush()
         machine = Machine(name=name, machine_type="claude_code", status="working", project_uuid=project.uuid)
+        machine.max_cad = max_cad
         session.add(machine)
         session.flush()
         session.refresh(machine)
@@ -141,11 +151,15 @@ def free_port() -> int:
 
 
 SERVE = """
-import sys, uvicorn
+import socket, sys, uvicorn
 from autovibe.api.app import create_app
 from autovibe.settings import load_settings
 app = create_app(load_settings())
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", timeout_graceful_shutdown=1, lifespan="on")
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
+uvicorn.Server(config).run([listener])
 """
 
 
@@ -157,11 +171,25 @@ def hub(settings: Settings, **environment: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def hub_process(settings: Settings, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Like `hub`, with the process."""
+def hubs(settings: Settings, count: int, **environment: str) -> Iterator[str]:
+    """So many processes of a hub on one port, as `hub_processes` has them; their URL."""
     port = free_port()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(hub_process(settings, port, **environment))
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def hub_process(
+    settings: Settings, port: int | None = None, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Like `hub`, with the process; on a port of its own, or on one that it shares."""
+    port = port or free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AUTOVIBE_", "ANTHROPIC_"))}
-    env |= {"AUTOVIBE_STATE_DIR": str(settings.state_dir), "AUTOVIBE_RESERVATION_WAIT_SECONDS": "1", **environment}
+    env |= {"AUTOVIBE_STATE_DIR": str(settings.state_dir), "AUTOVIBE_RESERVATION_WAIT_SECONDS": "1"}
+    # Storms of calls come from one machine here.
+    env |= {"AUTOVIBE_MACHINE_CALLS_PER_MINUTE": "0", "AUTOVIBE_MACHINE_CALLS_AT_ONCE": "0", **environment}
     process = subprocess.Popen([sys.executable, "-c", SERVE, str(port)], env=env)
     url = f"http://127.0.0.1:{port}"
 

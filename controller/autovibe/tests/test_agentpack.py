@@ -8,7 +8,8 @@ import subprocess
 import sys
 import zipfile
 
-from autovibe import agentpack
+import pytest
+from autovibe import agentpack, machine_asks
 
 
 def names(pack):
@@ -51,3 +52,59 @@ def test_it_runs_with_the_standard_library_alone(tmp_path):
     path.write_bytes(agentpack.current().content)
     done = subprocess.run([sys.executable, "-I", "-S", path, "--help"], capture_output=True, text=True, check=True)
     assert "--identity" in done.stdout
+
+
+def package(folder, name="goose", module="goose_for_autovibe"):
+    """A package that brings an agent type, as pip leaves it."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{module}.py").write_text(GOOSE)
+    about = folder / f"{name}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[autovibe.agent_types]\n{name} = {module}:GooseAgent\n")
+    return folder
+
+
+GOOSE = """
+from autovibe_agent.base import CodingAgent
+
+
+class GooseAgent(CodingAgent):
+    NAME = "goose"
+
+    def argv(self):
+        return ["/bin/echo", "honk:", self.assignment.prompt]
+"""
+
+
+def test_a_package_brings_an_agent_type(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(package(tmp_path / "site"))
+    assert agentpack.types()["goose"] == "goose_for_autovibe"
+    assert "goose" in machine_asks.types()
+    pack = agentpack.build(agentpack.package_dir(), agentpack.type_files())
+    assert "autovibe_agent/goose.py" in names(pack)
+    (tmp_path / "agent.pyz").write_bytes(pack.content)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from autovibe_agent import base; print(base.find_type('goose'))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, tmp_path / "agent.pyz"]
+    assert "GooseAgent" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", ["life", "base", "Goose", "a-b", "../x"])
+def test_a_type_that_cannot_be_packed_is_said_to_be_none(tmp_path, monkeypatch, name):
+    folder = tmp_path / "site"
+    package(folder)
+    (folder / "goose-1.0.dist-info/entry_points.txt").write_text(
+        f"[autovibe.agent_types]\n{name} = goose_for_autovibe:GooseAgent\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(agentpack.BadAgentType):
+        agentpack.build(agentpack.package_dir(), agentpack.type_files())
+
+
+def test_a_package_whose_module_is_missing_is_named(tmp_path, monkeypatch):
+    (package(tmp_path / "site") / "goose_for_autovibe.py").unlink()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    with pytest.raises(agentpack.BadAgentType, match="goose"):
+        agentpack.type_files()

@@ -83,6 +83,26 @@ def test_a_webhook_that_is_away_gets_its_alerts_later(told, hook):
         assert all(one["delivered_at"] for one in alerts.views(session))
 
 
+def test_a_freeze_is_an_alarm_of_its_own_each_time(told, hook):
+    spend(told, 11)
+    assert send(told) == 2 * 4 + 2
+    frozen = [one for one in map(json.loads, (body for _, body in hook.got)) if one["event"] == "budget_frozen"]
+    assert {(one["period"], one["overrun"], one["percent"]) for one in frozen} == {
+        ("daily", "6.000000000", None),
+        ("total", "1.000000000", None),
+    }
+    assert {one["reason"] for one in frozen} == {"11 CAD were billed that nobody had reserved"}
+    with db.session_scope(told) as session:
+        (project,) = projects.all_of(session)
+        allocations.top_up(session, project.uuid, Decimal(20))
+        line = UsageLine("money", amount=Decimal(30), cost_cad=Decimal(30))
+        budgets.charge(session, project_uuid=project.uuid, lines=[line])
+    hook.got.clear()
+    # The total budget froze again; that of the day was frozen still.
+    assert send(told) == 1
+    assert json.loads(hook.got[0][1])["period"] == "total"
+
+
 def test_without_a_webhook_nothing_is_lost(settings, told):
     spend(settings, 4)
     assert send(settings) == 0

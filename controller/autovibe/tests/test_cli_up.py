@@ -6,16 +6,20 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from autovibe import postgres, supervise
+from autovibe import ca, postgres, supervise
 from autovibe.settings import Settings
+from autovibe.sockets import answers
+from prometheus_client.parser import text_string_to_metric_families
 
 AUTOVIBE = str(Path(sys.executable).parent / "autovibe")
 
@@ -86,6 +90,21 @@ def child(process, name):
     return None
 
 
+def measured(hub):
+    """How many requests for the CA certificate the machines' listener says it has answered, after one more."""
+    certificate = ca.ensure_for(hub.settings)
+    tls = ssl.create_default_context(cadata=certificate.ca_pem.decode())
+    assert httpx.get(f"https://127.0.0.1:{hub.port}/ca.pem", verify=tls).content == certificate.ca_pem
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(hub.settings.api_socket)), base_url="http://hub") as local:
+        text = local.get("/metrics").text
+    found = {sample.name: sample.value for sample in samples(text) if sample.labels.get("route") == "/ca.pem"}
+    return found["autovibe_guest_duration_seconds_count"]
+
+
+def samples(text):
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
 def test_up_answers_and_down_leaves_nothing(hub):
     process = hub.up()
     with socket.create_connection(("127.0.0.1", hub.port), timeout=5):
@@ -93,6 +112,8 @@ def test_up_answers_and_down_leaves_nothing(hub):
     again = hub.run("up", "--detach")
     assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
     assert f"already up (pid {process.pid}" in again.stderr
+    assert answers(hub.settings.api_socket)
+    assert measured(hub) == 1
     for name in ("worker", "scheduler"):
         wait_for(lambda n=name: child(process, n), f"the {name}")
         assert "sk-planted" not in " ".join(child(process, name).environ().values())
@@ -119,13 +140,26 @@ def test_the_children_die_with_the_supervisor(hub):
     assert supervise.status(hub.settings) is None
 
 
-def test_a_port_that_is_taken_is_one_clear_line(hub):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "Port {port} on 127.0.0.1 cannot be used: address already in use"),
+        ({"API_BIND": "127.0.0.1", "API_PORT": "{port}", "HUB_PORT": "{free}"}, "Port {port} on 127.0.0.1 cannot be"),
+        ({"API_BIND": "127.0.0.1", "API_PORT": "{free}", "HUB_PORT": "{free}"}, "Port {free} on 127.0.0.1 cannot be"),
+        ({"API_BIND": "0.0.0.0", "API_TLS": "no", "HUB_PORT": "{free}"}, "would listen on 0.0.0.0 without TLS"),
+        ({"HUB_BIND": "192.0.2.1"}, "Port {port} on 192.0.2.1 cannot be used: cannot assign requested address"),
+        ({"HUB_BIND": "nowhere.invalid"}, "Port {port} on nowhere.invalid cannot be used: "),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_clear_line(hub, given, said):
+    names = {"port": hub.port, "free": free_port()}
+    hub.environment |= {f"AUTOVIBE_{name}": value.format(**names) for name, value in given.items()}
     with socket.socket() as other:
         other.bind(("127.0.0.1", hub.port))
         other.listen()
         done = hub.run("up", "--detach")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert f"Port {hub.port} on 127.0.0.1 cannot be used: address already in use" in done.stderr
+    assert said.format(**names) in done.stderr
     assert hub.processes() == []
 
 

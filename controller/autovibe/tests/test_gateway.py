@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import SimpleNamespace
 
 import httpx
 import pytest
-from autovibe import budgets, db
-from autovibe.gateway.reserving import HOLD
-from autovibe.models import Machine
+from autovibe import budgets, db, machines, projects, records
+from autovibe.models import Machine, Project
 from autovibe.tests.gateway_fixtures import (
     Account,
     account,
@@ -50,7 +50,9 @@ def _no_faults(site: SimpleNamespace) -> Iterator[None]:
 
 
 def post(site: SimpleNamespace, who: Account, body: dict, path: str = "/v1/messages", **headers: str) -> httpx.Response:
-    return httpx.post(f"{site.url}{path}", json=body, headers=who.headers | headers, timeout=30)
+    response = httpx.post(f"{site.url}{path}", json=body, headers=who.headers | headers, timeout=30)
+    who.settled()
+    return response
 
 
 def error_of(response: httpx.Response) -> tuple[int, str, str]:
@@ -91,12 +93,29 @@ def test_a_stream_passes_byte_for_byte_and_is_billed_the_same(site, rich):
         "POST", f"{site.url}/v1/messages?beta=true", json=request_body(stream=True, tools=TOOLS), headers=rich.headers
     ) as response:
         raw = b"".join(response.iter_raw())
+    rich.settled()
     assert response.headers["content-type"].startswith("text/event-stream")
     events = [line for line in raw.decode().splitlines() if line.startswith("event:")]
     assert (events[0], events[-1]) == ("event: message_start", "event: message_stop")
     billed = site.model.bill()[-1]["usage"]
     (line,) = rich.lines()
     assert line.cost_cad == price_of(billed, line.exchange_rate)
+
+
+def test_a_call_waits_for_the_checkpoint_that_is_being_made(site, rich):
+    with db.session_scope(site.settings) as session:
+        machine = session.get_one(Machine, rich.machine)
+        machine.enrolled_at = datetime.now(UTC)
+        _, made = machines.checkpoint(session, site.settings, machine)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(post, site, rich, request_body())
+        with pytest.raises(TimeoutError):
+            call.result(1)
+        with db.session_scope(site.settings) as session:
+            records.end(session, site.settings, made.uuid, error="no room", error_class="TaskFailed")
+        assert call.result(20).status_code == 200
+    with db.session_scope(site.settings) as session:
+        assert session.get_one(Machine, rich.machine).status == "working"
 
 
 def test_either_header_and_both_carry_the_token(site, rich):
@@ -198,7 +217,7 @@ def test_a_stream_that_breaks_off_is_paid_by_its_input_and_the_bound_of_its_outp
         ) as response,
     ):
         response.read()
-    wait_for(lambda: rich.held() == 0, "settlement")
+    rich.settled()
     (line,) = rich.lines()
     billed = site.model.bill()[-1]["usage"]
     assert line.metadata_["basis"] == "partial"
@@ -211,7 +230,7 @@ def test_a_client_that_goes_away_pays_what_the_provider_billed(site, rich):
         "POST", f"{site.url}/v1/messages", json=request_body(stream=True), headers=rich.headers
     ) as response:
         next(response.iter_raw())
-    wait_for(lambda: rich.held() == 0, "settlement")
+    rich.settled()
     (line,) = rich.lines()
     assert line.metadata_["basis"] == "usage"
     assert line.cost_cad == price_of(site.model.bill()[-1]["usage"], line.exchange_rate)
@@ -244,7 +263,7 @@ def test_the_calls_of_a_killed_gateway_are_settled_at_their_bound(site, rich):
     held = rich.budget().reserved_amount
     assert (rich.held(), rich.lines()) == (1, [])
     with db.session_scope(site.settings) as session:
-        budgets.reap(session, datetime.now(UTC) + HOLD)
+        budgets.reap(session, datetime.now(UTC) + timedelta(seconds=site.settings.call_hold_seconds))
     assert (rich.held(), rich.budget().used_amount, rich.lines()[0].cost_cad) == (0, held, held)
 
 
@@ -276,6 +295,7 @@ def test_a_compressed_body_is_measured_unpacked(site, rich):
     packed = gzip.compress(json.dumps(request_body("word " * 1000)).encode())
     headers = rich.headers | {"content-encoding": "gzip", "content-type": "application/json"}
     assert httpx.post(f"{site.url}/v1/messages", content=packed, headers=headers).status_code == 200
+    rich.settled()
     assert rich.lines()[0].metadata_["input_bound"] > 5000
 
 
@@ -297,6 +317,7 @@ def test_without_a_provider_the_hub_says_what_to_set(site, rich, tmp_path):
 def test_a_provider_that_cannot_be_reached_costs_nothing(site, rich):
     with hub(site.settings, AUTOVIBE_DEMO_MODEL_URL="http://127.0.0.1:9") as url:
         response = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        rich.settled()
     assert response.status_code == 502
     assert (rich.lines(), rich.held()) == ([], 0)
 
@@ -304,6 +325,66 @@ def test_a_provider_that_cannot_be_reached_costs_nothing(site, rich):
 def test_the_real_key_goes_to_the_provider_and_is_shown_to_nobody(site, rich):
     with hub(site.settings, ANTHROPIC_API_KEY=site.model.key, AUTOVIBE_UPSTREAM_URL=site.model.url) as url:
         response = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        rich.settled()
     assert response.status_code == 200
     assert rich.lines()[0].metadata_["provider"] == "anthropic"
     assert site.model.key not in response.text + str(response.headers) + str(rich.lines()[0].metadata_)
+
+
+def test_a_machine_makes_so_many_calls_in_a_minute_and_is_told_when_it_may_go_on(site, rich):
+    with hub(site.settings, AUTOVIBE_MACHINE_CALLS_PER_MINUTE="2") as url:
+        answers = [httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers) for _ in range(3)]
+        other = account(site.settings, "5")
+        assert httpx.post(f"{url}/v1/messages", json=request_body(), headers=other.headers).status_code == 200
+    assert [one.status_code for one in answers] == [200, 200, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    rich.settled()
+    assert len(rich.lines()) == 2
+
+
+def test_a_machine_has_so_many_calls_under_way(site, rich):
+    site.model.fault("slow", seconds=60)
+    with (
+        httpx.Client(timeout=60) as client,
+        hub(site.settings, AUTOVIBE_MACHINE_CALLS_AT_ONCE="1") as url,
+        client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
+    ):
+        next(response.iter_raw())
+        refused = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    rich.settled()
+
+
+def test_a_project_uses_only_the_models_that_it_allows(site, rich):
+    def allow(*models: str) -> None:
+        with db.session_scope(site.settings) as session:
+            projects.change(session, session.get(Project, rich.project), models=models)
+
+    allow("claude-haiku-*")
+    response = post(site, rich, request_body())
+    assert error_of(response)[:2] == (404, "not_found_error")
+    assert "claude-haiku-*" in response.text
+    names = [one["id"] for one in httpx.get(f"{site.url}/v1/models", headers={"x-api-key": rich.token}).json()["data"]]
+    assert names == ["claude-haiku-5-5"]
+    allow("claude-haiku-5-5", "claude-sonnet-5-5")
+    assert post(site, rich, request_body(model="claude-sonnet-5-5-20260901")).status_code == 200
+    allow("claude_sonnet-5-5")  # an underscore stands for itself
+    assert post(site, rich, request_body()).status_code == 404
+    allow()
+    assert post(site, rich, request_body()).status_code == 200
+
+
+def test_each_call_leaves_a_line_without_its_content(site, rich, tmp_path):
+    file = tmp_path / "calls.log"
+    with hub(site.settings, AUTOVIBE_GATEWAY_AUDIT_PATH=str(file)) as url:
+        asked = request_body("a secret prompt")
+        assert httpx.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 200
+        asked = request_body(model="claude-nobody-9")
+        assert httpx.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 404
+        wait_for(lambda: file.exists() and len(file.read_text().splitlines()) == 2, "both lines")
+    lines = {line["status"]: line for line in map(json.loads, file.read_text().splitlines())}
+    assert lines[200]["machine"] == str(rich.machine)
+    assert lines[200]["usage"]["output_tokens"] > 0
+    assert lines[404]["reservation"] is None
+    assert "secret" not in file.read_text()
+    assert oct(file.stat().st_mode)[-3:] == "600"

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from decimal import ROUND_CEILING, Decimal
-from importlib import resources
+from decimal import Decimal
 from types import SimpleNamespace
 
 import pytest
-import sqlalchemy as sa
 from autovibe import db, prices
-from autovibe.gateway.requests import check_messages
-from autovibe.models import ExchangeRate
 from autovibe.tests.gateway_fixtures import Account, account, demo_model, hub, migrated, request_body
+from autovibe.tests.provider_bill import cost_of, tariff_of, worst_case
 
 CALLS, CLIENTS = 200, 4
 MAX_TOKENS = 1000
@@ -79,42 +75,14 @@ def bodies(**fields: object) -> list[dict]:
 
 
 def billed(site: SimpleNamespace, since: int) -> tuple[int, Decimal]:
-    """How many calls are on the provider's own bill, and what they cost in CAD: from the price file, by hand."""
-    table = tomllib.loads(resources.files("autovibe").joinpath("prices.toml").read_text())["prices"]
-    newest = sa.select(ExchangeRate.rate).where(ExchangeRate.base == "USD", ExchangeRate.quote == "CAD")
-    with db.session_scope(site.settings) as session:
-        rate = session.scalars(newest.order_by(ExchangeRate.rate_date.desc())).first()
-    total, lines = Decimal(0), site.model.bill()[since:]
-    for line in lines:
-        (price,) = [[Decimal(one) for one in row[3:]] for row in table if row[0] == line["model"]]
-        used, written = line["usage"], line["usage"]["cache_creation"]
-        counts = (
-            used["input_tokens"],
-            used["output_tokens"],
-            used["cache_read_input_tokens"],
-            written["ephemeral_5m_input_tokens"],
-            written["ephemeral_1h_input_tokens"],
-        )
-        usd = sum(one * count for one, count in zip(price, counts, strict=True)) / 1_000_000
-        total += (usd * rate).quantize(Decimal("1e-9"), rounding=ROUND_CEILING)
-    return len(lines), total
-
-
-def worst_case(site: SimpleNamespace, asked: list[dict]) -> Decimal:
-    """The dearest bound of these calls."""
-    with db.session_scope(site.settings) as session:
-        return max(
-            prices.upper_bound(
-                prices.tariff(session, body["model"]),
-                input_tokens_max=check_messages(json.dumps(body).encode()).input_bound,
-                max_tokens=body["max_tokens"],
-            ).cad
-            for body in asked
-        )
+    """How many calls are on the provider's own bill, and what they cost in CAD."""
+    lines, rate = site.model.bill()[since:], tariff_of(site.settings)
+    return len(lines), sum((cost_of(line, rate) for line in lines), Decimal(0))
 
 
 def assert_the_books_agree(site: SimpleNamespace, who: Account, since: int) -> int:
     """billed = ledger = used <= allocated, to the last digit; returns how many calls were billed."""
+    who.settled()
     calls, bill = billed(site, since)
     lines, budget = who.lines(), who.budget()
     assert len(lines) == calls == len(who.lines("api_calls")) == who.api_calls()
@@ -123,7 +91,8 @@ def assert_the_books_agree(site: SimpleNamespace, who: Account, since: int) -> i
     return calls
 
 
-def test_the_budget_ends_at_the_tenth_call(site):
+@pytest.mark.parametrize("whose", ["budget", pytest.param("machine", marks=pytest.mark.soak)])
+def test_the_money_ends_at_the_tenth_call(site, whose):
     """Every call is billed all of its max_tokens, and the money is there for ten and a half."""
     asked = bodies(model="claude-sonnet-5-5")
     site.model.fault("usage", count=CALLS, usage={"output_tokens": MAX_TOKENS})
@@ -131,7 +100,8 @@ def test_the_budget_ends_at_the_tenth_call(site):
         one_call = prices.upper_bound(
             prices.tariff(session, "claude-sonnet-5-5"), input_tokens_max=15, max_tokens=MAX_TOKENS
         ).cad
-    who = account(site.settings, one_call * 21 / 2)
+    most = one_call * 21 / 2
+    who = account(site.settings, *((most, None) if whose == "budget" else (1000, most)))
     # The smallest useful answer is the whole one here: nothing is lowered.
     options = PATIENT | {"AUTOVIBE_MIN_USEFUL_OUTPUT_TOKENS": str(MAX_TOKENS)}
     since = len(site.model.bill())
@@ -145,7 +115,7 @@ def test_the_budget_ends_at_the_tenth_call(site):
 def test_calls_that_cost_less_go_on_while_the_money_lasts(site):
     """What the bound held too much comes back and pays for further calls, with max_tokens lowered to what is left."""
     asked = bodies()
-    who = account(site.settings, 10 * worst_case(site, asked))
+    who = account(site.settings, 10 * worst_case(site.settings, asked))
     since = len(site.model.bill())
     with hub(site.settings, **PATIENT) as one, hub(site.settings, **PATIENT) as two:
         seen = storm([one, two], who, asked)

@@ -8,9 +8,16 @@ from decimal import Decimal
 import pytest
 from autovibe.gateway.errors import GatewayError
 from autovibe.gateway.metering import Meter, StreamReader
-from autovibe.gateway.requests import CONTEXT_TOKENS, IMAGE_TOKENS, MAX_BODY, check_messages, decompress
+from autovibe.gateway.requests import (
+    CONTEXT_TOKENS,
+    IMAGE_TOKENS,
+    MAX_BODY,
+    SEARCH_STEPS,
+    check_messages,
+    decompress,
+)
 from autovibe.gateway.reserving import largest
-from autovibe.gateway.upstream import Provider, request_headers
+from autovibe.gateway.upstream import Provider, messages_headers
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 90_000}}
 PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}}
@@ -124,6 +131,59 @@ def test_a_block_without_a_bound_is_refused(block):
     assert refusal(inside).startswith("messages.0.content.0.content.0")
 
 
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2}
+FOUND = [
+    {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "x"}},
+    {"type": "web_search_tool_result", "tool_use_id": "s", "content": [{"type": "web_search_result", "url": "u"}]},
+    {"type": "text", "text": "x", "citations": [{"type": "web_search_result_location", "url": "u"}]},
+]
+
+
+def searching(*content, searches=3, **fields):
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [*content]}]
+    body = {"model": "m", "max_tokens": 9, "messages": messages, "tools": [SEARCH]} | fields
+    return check_messages(json.dumps(body).encode(), searches)
+
+
+def test_web_searches_that_the_hub_allows_are_bounded_by_their_steps():
+    found = searching(*FOUND)
+    assert (found.searches, found.input_bound, found.for_counting()) == (2, SEARCH_STEPS * CONTEXT_TOKENS, None)
+    assert found.payload["messages"][1]["content"] == FOUND
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tools": [SEARCH, SEARCH]}, "tools.1.max_uses: this hub allows 3 web searches"),
+        ({"tools": [{**SEARCH, "max_uses": None}]}, "tools.0.max_uses: Field required"),
+        ({"tools": [{**SEARCH, "max_uses": True}]}, "max_uses: must be a whole number above 0"),
+        ({"tools": [{**SEARCH, "max_uses": -1}]}, "max_uses: must be a whole number above 0"),
+        ({"tools": [{"type": SEARCH["type"], "name": "web_search"}]}, "tools.0.max_uses: Field required"),
+        ({"tools": [{**SEARCH, "type": "web_search_20260209"}]}, "tools.0.type"),
+        ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "tools.0.type"),
+        ({"tools": []}, "together with their tool only"),
+        ({"searches": 0}, "messages.1.content.0.type"),
+        ({"searches": 0, "tools": []}, "messages.1.content.0.type"),
+    ],
+)
+def test_web_searches_without_a_bound_are_refused(fields, said):
+    with pytest.raises(GatewayError) as refused:
+        searching(*FOUND, **fields)
+    assert (refused.value.status, said in refused.value.message) == (400, True), refused.value.message
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "server_tool_use", "id": "s", "name": "code_execution", "input": {}},
+        {"type": "text", "text": "x", "citations": [{"type": "page_location"}]},
+    ],
+)
+def test_other_server_tools_stay_refused_beside_web_searches(block):
+    with pytest.raises(GatewayError, match=r"messages\.1\.content\.0"):
+        searching(block)
+
+
 def test_text_is_bounded_by_its_bytes():
     assert check({"type": "text", "text": "é" * 5000}).input_bound >= 10_000
 
@@ -226,17 +286,17 @@ def test_a_stream_without_its_end_is_not_complete():
 
 
 def test_only_known_versions_and_betas_are_passed_on():
-    to = Provider("anthropic", "https://provider", "sk-secret")
+    to = Provider("anthropic", "https://provider/v1", "sk-secret", frozenset({"messages"}))
     given = {
         "anthropic-beta": "effort-2025-11-24, fast-mode-2026-02-01",
         "authorization": "Bearer machine",
         "cookie": "c",
     }
     for version in ("2023-06-01", "2026-10-21"):
-        headers = request_headers(given | {"anthropic-version": version}, to)
+        headers = messages_headers(given | {"anthropic-version": version}, to)
         assert (headers["anthropic-version"], headers["anthropic-beta"]) == (version, "effort-2025-11-24")
         assert headers["x-api-key"] == "sk-secret"
         assert not {"authorization", "cookie"} & set(headers)
     with pytest.raises(GatewayError):
-        request_headers({"anthropic-version": "1999-01-01"}, to)
+        messages_headers({"anthropic-version": "1999-01-01"}, to)
     assert "sk-secret" not in repr(to)

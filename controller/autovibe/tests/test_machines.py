@@ -1,10 +1,24 @@
 """A machine's life in the database: what is asked for, and what follows when an operation ends."""
 
 import ipaddress
+from decimal import Decimal
 from uuid import uuid4
 
 import pytest
-from autovibe import checkpoints, db, errors, lookup, machines, operations, slots, templates
+import sqlalchemy as sa
+from autovibe import (
+    checkpoints,
+    db,
+    errors,
+    jsonform,
+    lookup,
+    machine_vms,
+    machines,
+    operations,
+    slots,
+    templates,
+    views,
+)
 from autovibe.models import Machine, MachineSlot, Project
 from autovibe.tests import world
 
@@ -51,6 +65,30 @@ def test_a_spawn_has_a_vm_id_a_slot_and_an_operation(session, settings, spawn, p
     assert checkpoints.find(session, machine.parent_checkpoint_uuid).checkpoint_type == "genesis"
 
 
+def test_a_chain_of_clones_is_flattened_at_its_limit(session, settings, spawn):
+    settings.clone_depth_most = 2
+    full, checkpoint = [], None
+    for _ in range(5):
+        machine = spawn(checkpoint=checkpoint)
+        (operation,) = operations.pending(session, machine.uuid)
+        full.append(operation.params["vars"]["machine_full"])
+        world.do(session, settings)
+        machine.enrolled_at = machine.spawned_at
+        machines.terminate(session, settings, machine)
+        world.do(session, settings, carrier="template")
+        checkpoint = checkpoints.find(session, machine.last_checkpoint_uuid)
+    assert full == [False, False, True, False, False]
+
+
+def test_what_a_snapshot_was_promoted_to_stands_on_nothing(session, settings, spawn, working):
+    settings.clone_depth_most = 1
+    made, _ = machines.checkpoint(session, settings, working)
+    world.do(session, settings)
+    branch = spawn(checkpoint=made)
+    assert branch.metadata_["clone_depth"] == 1
+    assert not operations.pending(session, branch.uuid)[0].params["vars"]["machine_full"]
+
+
 def test_the_genesis_checkpoint_is_made_once(spawn):
     assert spawn().parent_checkpoint_uuid == spawn().parent_checkpoint_uuid
 
@@ -63,12 +101,7 @@ def test_no_two_machines_share_a_vm_id_or_a_slot(session, spawn):
 
 def test_a_vm_id_below_the_settings_first_is_skipped(session, settings):
     settings.vm_id_first = 50_000
-    assert [machines.next_vm_id(session, settings) for _ in range(3)] == [50_000, 50_001, 50_002]
-
-
-def test_asking_with_the_same_key_gives_the_same_machine(session, spawn):
-    assert spawn(idempotency_key="a") is spawn(idempotency_key="a")
-    assert spawn(idempotency_key="a") is not spawn(idempotency_key="b")
+    assert [machine_vms.next_vm_id(session, settings) for _ in range(3)] == [50_000, 50_001, 50_002]
 
 
 @pytest.mark.parametrize(
@@ -268,9 +301,17 @@ def test_a_new_version_of_a_template_retires_the_old_one(session, spawn):
     ("name", "tag"), [("Demo", "project-demo"), ("My shop: v2!", "project-my-shop-v2"), ("a.b", "project-a.b")]
 )
 def test_a_vm_is_tagged_with_its_project_and_type(name, tag):
-    assert machines.tags(Project(name=name, uuid=uuid4()), "claude_code") == [tag, "type-claude_code"]
+    assert machine_vms.tags(Project(name=name, uuid=uuid4()), "claude_code") == [tag, "type-claude_code"]
 
 
 def test_a_project_whose_name_has_no_letter_for_a_tag_is_tagged_by_its_id():
     uuid = uuid4()
-    assert machines.tags(Project(name="项目", uuid=uuid), "command")[0] == f"project-{uuid.hex}"
+    assert machine_vms.tags(Project(name="项目", uuid=uuid), "command")[0] == f"project-{uuid.hex}"
+
+
+def test_money_in_a_list_that_postgres_writes_is_text_as_in_any_other(session):
+    column = sa.cast(sa.literal(Decimal("1.5")), sa.Numeric(24, 9))
+    (written,) = session.execute(sa.select(views.as_json({"cad": column, "count": sa.literal(3)}))).one()
+    (read,) = session.execute(sa.select(column)).one()
+    assert written == jsonform.plain({"cad": read, "count": 3})
+    assert written["cad"] == "1.500000000"

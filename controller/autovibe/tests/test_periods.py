@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from autovibe import allocations, budgets, db, ledger, periods, projects
+from autovibe import allocations, budgets, db, ledger, periods, pools, projects
 from autovibe.errors import Invalid
 from autovibe.ledger import InvalidAmount, UsageLine
 from autovibe.models import Budget, BudgetAlert, Reservation, Usage
@@ -160,9 +160,10 @@ def test_a_clock_that_jumps_finds_the_period_it_is_in(session, project):
     spend(session, project, 1)
     with pytest.raises(budgets.BudgetExhausted):
         reserve(session, project, 1)
-    spend(session, project, 2, NOON - timedelta(days=1))
-    with pytest.raises(budgets.BudgetExhausted):
-        reserve(session, project, 1, NOON - timedelta(days=1))
+    # Before its first day there was no such budget; the total one counts that day as well.
+    spend(session, project, 3, NOON - timedelta(days=1))
+    assert [b.budget_period for b in allocations.present(session, project.uuid, NOON - timedelta(days=1))] == ["total"]
+    assert allocations.get(session, project.uuid).used_amount == 6
     assert row(session, project, "daily", NOON + timedelta(days=400)).used_amount == 1
 
 
@@ -230,6 +231,36 @@ def test_a_budget_without_a_next_period_ends_and_says_so(session, project):
     reserve(session, project, 3, NOON + timedelta(weeks=1))
 
 
+def stale(session, project):
+    """Whether a list of projects would have rows made first."""
+    asked = projects._views(frozenset({"project"}))
+    return session.execute(asked, {"project": project.uuid, "limit": 1}).one().stale
+
+
+@pytest.mark.parametrize("period", ["daily", "weekly", "monthly"])
+def test_nothing_is_made_of_a_budget_that_has_ended_but_of_all_others(session, project, period, monkeypatch):
+    locks, lock = [], periods.lock
+    monkeypatch.setattr(periods, "lock", lambda *given, **how: locks.append(given) or lock(*given, **how))
+    ago = datetime.now(UTC) - timedelta(days=70)
+    today = periods.day_of(session, project.uuid)
+    limit(session, project, 3, period, ago, auto_reset=False)
+    assert periods.missing(session, project.uuid, ["money"], datetime.now(UTC))
+    locks.clear()
+    assert not stale(session, project)
+    assert not periods.roll(session, project.uuid, today)
+    periods.roll_all(session, [(project.uuid, today)])
+    assert not locks
+    pools.set_pool(session, Decimal(50), period=period)
+    session.execute(sa.delete(Budget).where(Budget.pooled))
+    assert stale(session, project)
+    assert periods.roll(session, project.uuid, today)
+    assert not stale(session, project)
+    limit(session, project, 3, period, ago, resource="time")
+    assert stale(session, project)
+    periods.roll_all(session, [(project.uuid, today)])
+    assert not stale(session, project)
+
+
 def test_a_removed_budget_limits_nothing_and_can_be_set_again(session, project):
     limit(session, project, 1, "daily")
     spend(session, project, 1)
@@ -239,6 +270,31 @@ def test_a_removed_budget_limits_nothing_and_can_be_set_again(session, project):
     assert budgets.available(session, project.uuid, NOON) == 4
     with pytest.raises(allocations.NoSuchBudget):
         allocations.remove(session, project.uuid, resource="cpu", period="daily")
+
+
+def test_a_budget_that_was_removed_and_set_again_holds_in_periods_that_were_held_ahead(session, project):
+    tomorrow = NOON + timedelta(days=1)
+    limit(session, project, 1, "daily")
+    held = reserve(session, project, "0.4", tomorrow)
+    allocations.remove(session, project.uuid, resource="money", period="daily")
+    budgets.settle(session, held.uuid, lines=[money("0.3")])
+    limit(session, project, 3, "daily")
+    assert budgets.available(session, project.uuid, tomorrow) == Decimal("2.7")
+    # Another amount holds for what was begun ahead of time, too.
+    reserve(session, project, 1, tomorrow)
+    limit(session, project, 2, "daily")
+    assert budgets.available(session, project.uuid, tomorrow) == Decimal("0.7")
+    _check(session, project)
+
+
+def test_a_new_week_begins_on_the_day_that_was_given_last(session, project):
+    limit(session, project, 1, "weekly", NOON + timedelta(weeks=2), week_start=1)
+    # A clock went back: the new one holds from here on, and no two rows lie on one day.
+    limit(session, project, 2, "weekly", week_start=7)
+    for days in range(0, 28, 3):
+        at = NOON + timedelta(days=days)
+        (week,) = [b for b in allocations.present(session, project.uuid, at) if b.budget_period == "weekly"]
+        assert (week.period_start.isoweekday(), week.allocated_amount) == (7, 2)
 
 
 def test_levels_are_reported_once_in_a_period(session, project):

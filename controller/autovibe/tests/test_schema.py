@@ -1,5 +1,7 @@
 """The schema keeps the rules, on both versions of PostgreSQL; its classes and its dump say the same."""
 
+import contextlib
+import json
 import select
 import threading
 from datetime import UTC, datetime
@@ -99,15 +101,50 @@ def test_upgrades_at_the_same_time_make_one_schema(empty_database):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results, key=str) == [("0004", "0004")] * 3 + [(None, "0004")]
-    assert db.upgrade(empty_database) == ("0004", "0004")
+    newest = db.SCHEMA_REVISION
+    assert sorted(results, key=str) == [(newest, newest)] * 3 + [(None, newest)]
+    assert db.upgrade(empty_database) == (newest, newest)
+
+
+@contextlib.contextmanager
+def migrated_to(settings, revision, monkeypatch):
+    """A connection to a database that was last migrated long ago; afterwards `db.upgrade` goes on from there."""
+    monkeypatch.setattr(command, "upgrade", lambda config, _, upgrade=command.upgrade: upgrade(config, revision))
+    engine = db.make_engine(db.url(settings))
+    with engine.begin() as connection:
+        db.migrate(connection, settings)
+        yield connection
+    engine.dispose()
+    monkeypatch.undo()
+
+
+def test_manifests_that_were_kept_as_json_are_packed(empty_database, monkeypatch):
+    file = {"path": "a/é", "size": 1, "sha256": "0" * 64, "mode": "0644"}
+    manifest = {"files": [file, {**file, "path": "b", "sha256": None}], "truncated": True}
+    with migrated_to(empty_database, "0004", monkeypatch) as connection:
+        values = {"manifest": json.dumps(manifest), "project": uuid4(), "machine": uuid4(), "some": uuid4()}
+        connection.execute(sa.text("INSERT INTO projects (uuid, name) VALUES (:project, 'old')"), values)
+        connection.execute(
+            sa.text(
+                "INSERT INTO intelligent_machines (uuid, name, machine_type, project_uuid, file_modifications) "
+                "VALUES (:machine, 'old', 'command', :project, :manifest)"
+            ),
+            values,
+        )
+        insert = "INSERT INTO checkpoints (uuid, project_uuid, checkpoint_type, file_manifest) VALUES "
+        insert += "(:some, :project, 'manual', :manifest), (gen_random_uuid(), :project, 'genesis', DEFAULT)"
+        connection.execute(sa.text(insert), values)
+    assert db.upgrade(empty_database) == ("0004", db.SCHEMA_REVISION)
+    with db.session_scope(empty_database) as session:
+        some = session.get_one(Checkpoint, values["some"])
+        assert (some.file_manifest, some.file_count) == (manifest, 2)
+        assert session.get_one(Machine, values["machine"]).manifest == manifest
+        (other,) = session.scalars(sa.select(Checkpoint).where(Checkpoint.uuid != some.uuid))
+        assert (other.file_manifest, other.file_count) == ({}, 0)
 
 
 def test_money_that_was_spent_before_budgets_had_days_still_counts(empty_database, monkeypatch):
-    monkeypatch.setattr(command, "upgrade", lambda config, _, upgrade=command.upgrade: upgrade(config, "0003"))
-    engine = db.make_engine(db.url(empty_database))
-    with engine.begin() as connection:
-        db.migrate(connection, empty_database)
+    with migrated_to(empty_database, "0003", monkeypatch) as connection:
         project = connection.scalar(sa.text("INSERT INTO projects (name) VALUES ('old') RETURNING uuid"))
         budget = """INSERT INTO resource_budgets
             (project_uuid, resource_type, budget_period, period_start, period_end, allocated_amount, used_amount, unit)
@@ -116,9 +153,7 @@ def test_money_that_was_spent_before_budgets_had_days_still_counts(empty_databas
             VALUES (:project, 'money', 2, 'CAD', 2)"""
         for statement in (budget, line):
             connection.execute(sa.text(statement), {"project": project})
-    engine.dispose()
-    monkeypatch.undo()
-    assert db.upgrade(empty_database) == ("0003", "0004")
+    assert db.upgrade(empty_database) == ("0003", db.SCHEMA_REVISION)
     with db.session_scope(empty_database) as session:
         assert allocations.set_budget(session, project, Decimal(4), period="daily").used_amount == 2
         assert allocations.set_budget(session, project, Decimal(9)).used_amount == 2
@@ -131,7 +166,7 @@ def test_money_that_was_spent_before_budgets_had_days_still_counts(empty_databas
 
 CHECKED = {
     "projects": {"status": "lost", "greediness": Decimal("1.01"), "name": " shop"},
-    "intelligent_machines": {"status": "lost", "machine_type": "cat", "outcome": "fun", "name": "A b", "vm_id": 1},
+    "intelligent_machines": {"status": "lost", "machine_type": "a cat", "outcome": "fun", "name": "A b", "vm_id": 1},
     "checkpoints": {"checkpoint_type": "odd", "verification_status": "odd", "carrier": "odd", "size_bytes": -1},
     "operations": {"kind": "odd", "status": "odd", "attempts": -1},
     "runs": {"kind": "odd", "status": "odd"},
@@ -163,6 +198,16 @@ def test_a_machine_has_one_running_operation(session, machine):
     with pytest.raises(IntegrityError, match="one_running"):
         session.flush()
     session.rollback()
+
+
+def test_an_operation_does_not_depend_on_itself(session, machine):
+    session.add(operation := Operation(kind="spawn", machine_uuid=machine.uuid))
+    session.flush()
+    refused(session, "UPDATE operations SET depends_on_uuid = uuid", "operations_depends_on_check")
+    refused(session, "UPDATE operations SET machine_uuid = NULL", "operations_machine_check")
+    operation.kind = "verify"
+    session.flush()
+    session.execute(sa.text("UPDATE operations SET machine_uuid = NULL"))
 
 
 def test_an_idempotency_key_is_used_once(session, machine):

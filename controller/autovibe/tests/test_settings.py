@@ -65,6 +65,8 @@ def test_a_secret_file_that_is_not_there_is_one_line(monkeypatch, tmp_path):
         ("hub_port = 70000", "Setting 'hub_port' is wrong"),
         ("hub_prot = 7", "no setting named 'hub_prot'"),
         ("hub_port =", "not valid TOML"),
+        ('api_proxy = ["proxy.example"]', "Setting 'api_proxy.0' is wrong: .*network"),
+        ('api_proxy = ["*"]', "Setting 'api_proxy.0' is wrong: .*network"),
         ('machine_network = "192.168.100.1/24"', "Setting 'machine_network' is wrong"),
     ],
 )

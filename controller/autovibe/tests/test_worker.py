@@ -7,10 +7,11 @@ import time
 from uuid import uuid4
 
 import pytest
-from autovibe import db, machines, operations, processes, runner, worker
+from autovibe import db, hubs, machines, operations, processes, runner, worker
 from autovibe.models import Machine, Operation, Project, Run, TaskResult
 from autovibe.recorder import Recorder, censored, failure
 from autovibe.tests import world
+from sqlalchemy import text
 
 INVENTORY = "all:\n  hosts:\n    localhost:\n      ansible_connection: local\n"
 PLAY = """
@@ -129,6 +130,21 @@ def test_a_run_sees_no_secret(site, tmp_path, monkeypatch):
     assert processes.of_run(run.uuid) == []
 
 
+def test_what_a_guest_says_is_no_template_of_ansibles(site, tmp_path):
+    proof = tmp_path / "proof"
+    words = [f"/workspace/{{{{ lookup('pipe', 'touch {proof}') }}}}", "{% raw %}", "plain"]
+    playbook(site, PLAY.format(task='debug: {msg: "{{ machine_files + [machine_source.name] }}"}'))
+    run = runner.Run(site, uuid4(), "spawn")
+    run.prepare()
+    run.write_inventory([runner.Host(uuid4(), {"machine_files": words, "machine_source": {"name": words[0]}})])
+    seen = []
+    assert run.execute(seen.append).rc == 0
+    run.clean()
+    (said,) = [event["event_data"]["res"]["msg"] for event in seen if event["event"] == "runner_on_ok"]
+    assert said == [*words, words[0]]
+    assert not proof.exists()
+
+
 def test_only_what_a_run_needs_passes():
     given = {"PATH": "p", "LC_ALL": "C", "AUTOVIBE_RUN": "r", "AUTOVIBE_STATE_DIR": "s", "ANSIBLE_CONFIG": "c"}
     secret = {"ANSIBLE_BECOME_PASSWORD": "x", "MY_TOKEN": "x", "AUTOVIBE_DATABASE_URL": "x", "EDITOR": "vi"}
@@ -201,6 +217,51 @@ def test_an_event_that_cannot_be_recorded_spoils_no_other(site, machine):
     assert ended(site, machine).status == "succeeded"
     with db.session_scope(site) as session:
         assert {row.task for row in session.query(TaskResult)} == {"First", "Made"}
+
+
+def told(site, operation, *results):
+    """A recorder that has heard these results of the operation, and the end of its run."""
+    recorder = Recorder(site, lambda _: None)
+    recorder.begin(operation.run_uuid, {str(operation.uuid): ("machine", "machine")})
+    data = {"host": str(operation.uuid), "resolved_action": "autovibe.proxmox.machine"}
+    for result in results:
+        recorder.event(operation.run_uuid, {"event": "runner_on_ok", "event_data": {**data, "res": result}})
+    recorder.ended(operation.run_uuid, runner.Outcome("successful", 0))
+    recorder.start()
+    recorder.close()
+    with db.session_scope(site) as session:
+        assert session.get_one(Run, operation.run_uuid).status == "succeeded"
+        return session.get_one(Operation, operation.uuid)
+
+
+def test_what_cannot_be_recorded_ends_its_operation_with_the_reason(site, machine):
+    """An adopted VM that a machine has got meanwhile."""
+    site.hub_smbios_uuid = uuid4()
+    with db.session_scope(site) as session:
+        hubs.adopt(session, site, 120)
+        (adoption,) = world.claim(session, kinds=("adopt",))
+        made = world.made(adoption)
+        session.get_one(Machine, machine.uuid).vm_id = 120
+    done = told(site, adoption, {"machines": made["machines"]}, {"machine": made["machine"]})
+    assert (done.status, done.error_class) == ("failed", "RecordError")
+    assert done.error.startswith("What it has done could not be recorded: duplicate key value")
+    assert "\n" not in done.error
+    with db.session_scope(site) as session:
+        assert hubs.find(session) is None
+        assert session.query(TaskResult).filter_by(operation_uuid=adoption.uuid).count() == 2
+
+
+def test_an_operation_ends_even_if_nothing_that_follows_can_be_recorded(site, machine):
+    """Both a start and a failed start say so as an event of the machine, which the database does not take."""
+    with db.session_scope(site) as session:
+        (operation,) = world.claim(session)
+        session.execute(text("ALTER TABLE machine_events ADD CONSTRAINT none CHECK (false) NOT VALID"))
+    try:
+        done = told(site, operation, {"machine": {"vm_id": machine.vm_id, "node": "pve1"}})
+    finally:
+        with db.session_scope(site) as session:
+            session.execute(text("ALTER TABLE machine_events DROP CONSTRAINT none"))
+    assert (done.status, done.error_class) == ("failed", "RecordError")
 
 
 def test_a_dead_workers_operations_are_taken_over(site, machine):

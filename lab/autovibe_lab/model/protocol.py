@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from autovibe_lab.model import searches
 from autovibe_lab.model.script import Answer
 
 MODELS = ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5")
@@ -79,12 +80,19 @@ def fit(reply: Answer, max_tokens: int) -> Answer:
 
 
 def _block_tokens(block: dict[str, Any]) -> int:
+    if block["type"] == "web_search_tool_result":
+        return 0  # The model has not written it.
     return tokens(block["text"]) if block["type"] == "text" else tokens(block["input"]) + tokens(block["name"])
 
 
 def usage(request: dict[str, Any], reply: Answer) -> dict[str, Any]:
-    """The usage of a call: with `cache_control`, all but the last message counts as written to or read from a cache."""
+    """The usage of a call: with `cache_control`, all but the last message counts as written to or read from a cache.
+
+    After each web search all is read once more, with what was found so far.
+    """
     total = input_tokens(request)
+    found = [tokens(block) for block in searches.results(reply.blocks)]
+    again = sum(total + sum(found[: number + 1]) for number in range(len(found)))
     written = read = 0
     if ttl := _cache_ttl(request):
         known = request["messages"][:-1]
@@ -93,11 +101,12 @@ def usage(request: dict[str, Any], reply: Answer) -> dict[str, Any]:
         written = max(0, total - read - 3)
     hour = written if ttl == "1h" else 0
     return {
-        "input_tokens": total - read - written,
+        "input_tokens": total - read - written + again,
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": read,
         "cache_creation": {"ephemeral_5m_input_tokens": written - hour, "ephemeral_1h_input_tokens": hour},
         "output_tokens": max(1, sum(_block_tokens(block) for block in reply.blocks)),
+        "server_tool_use": {"web_search_requests": searches.billed(reply.blocks)} if found else None,
         "service_tier": "standard",
         "inference_geo": "global",
     }
@@ -138,23 +147,36 @@ def message(request: dict[str, Any], reply: Answer, used: dict[str, Any]) -> dic
 
 def events(whole: dict[str, Any]) -> Iterator[bytes]:
     """The message as server-sent events, in the API's order; the counts of `message_delta` are cumulative."""
-    start = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
-    yield sse("message_start", message=start)
+    begun = {**whole["usage"], "output_tokens": 1, "server_tool_use": None}
+    yield sse("message_start", message={**whole, "content": [], "stop_reason": None, "usage": begun})
     yield sse("ping")
     for index, block in enumerate(whole["content"]):
-        if block["type"] == "text":
-            yield sse("content_block_start", index=index, content_block={"type": "text", "text": ""})
-            for piece in _pieces(block["text"]):
-                yield sse("content_block_delta", index=index, delta={"type": "text_delta", "text": piece})
-        else:
-            yield sse("content_block_start", index=index, content_block={**block, "input": {}})
-            for piece in _pieces(json.dumps(block["input"])):
-                yield sse("content_block_delta", index=index, delta={"type": "input_json_delta", "partial_json": piece})
+        yield sse("content_block_start", index=index, content_block=_opened(block))
+        for delta in _deltas(block):
+            yield sse("content_block_delta", index=index, delta=delta)
         yield sse("content_block_stop", index=index)
     delta = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
-    counts = {name: count for name, count in whole["usage"].items() if name.endswith("_tokens")}
-    yield sse("message_delta", delta=delta, usage=counts)
+    final = {name: count for name, count in whole["usage"].items() if name.endswith(("_tokens", "_tool_use"))}
+    yield sse("message_delta", delta=delta, usage=final)
     yield sse("message_stop")
+
+
+def _opened(block: dict[str, Any]) -> dict[str, Any]:
+    """The block as it begins: what is streamed is empty yet."""
+    if block["type"] == "text":
+        return {"type": "text", "text": ""}
+    return {**block, "input": {}} if "input" in block else block
+
+
+def _deltas(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if block["type"] == "text":
+        for citation in block.get("citations", ()):
+            yield {"type": "citations_delta", "citation": citation}
+        for piece in _pieces(block["text"]):
+            yield {"type": "text_delta", "text": piece}
+    elif "input" in block:
+        for piece in _pieces(json.dumps(block["input"])):
+            yield {"type": "input_json_delta", "partial_json": piece}
 
 
 def sse(event: str, **data: Any) -> bytes:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from autovibe_lab.model import programs
-from autovibe_lab.model.conversation import STEP_ID, Conversation, Result
-
-Block = dict[str, Any]
+from autovibe_lab.model import edits, programs, searches
+from autovibe_lab.model.conversation import Conversation, Result
+from autovibe_lab.model.tools import Block, can_work, edit_file, read_file, shell, write_file
 
 UNKNOWN = (
     "I am autovibe's demo model, not a language model: I know only the demo's prompts, such as "
@@ -29,6 +26,7 @@ _WRITE = re.compile(
 _EXTEND = re.compile(
     r"\b(extend|add|improve|change)\b.*\b(option|program|feature|test|flag|script)\b", re.I | re.DOTALL
 )
+_CLEAN = re.compile(r"\bclean\s+up\b", re.I)
 _TITLE = re.compile(r"\btitle\b", re.I)
 
 
@@ -42,13 +40,35 @@ class Answer:
 
 def answer(talk: Conversation) -> Answer:
     """What the demo model says next."""
+    if talk.searches and (found := searches.asked(talk.prompt, talk.searches)):
+        said = searches.cited("I am the demo model. What I found in my web is in this answer.")
+        return Answer([*found, said], "end_turn")
     if not talk.tools:
-        return _side_answer(talk)
+        return _edit_in_words(talk) or _side_answer(talk)
     if _WRITE.search(talk.prompt):
-        return _go_on(talk, "write", (_write_program, _write_test, _run_tests))
+        steps = (_write_program, _write_test, _run_tests)
+        return _go_on(talk, "write", (*steps[:2], _clean_up, steps[2]) if _CLEAN.search(talk.prompt) else steps)
     if _EXTEND.search(talk.prompt):
         return _extend(talk)
     return _say(UNKNOWN)
+
+
+def _edit_in_words(talk: Conversation) -> Answer | None:
+    """For a client without tools that reads edits out of the text (aider): the program, or its extension."""
+    written = edits.format_of(talk)
+    if written is None:
+        return None
+    if _WRITE.search(talk.prompt):
+        return _say(f"I am the demo model. Here are a word counter and its test.\n\n{edits.program(written)}")
+    if _EXTEND.search(talk.prompt):
+        changed = edits.extension(talk, written)
+        if changed is None:
+            return _say(
+                f"Demo model: add {programs.PROGRAM_NAME} and {programs.TEST_NAME} to the chat as I wrote them; "
+                "my script can only extend these two. I have changed nothing."
+            )
+        return _say(f"I am the demo model. I add the option --top N and a test of it.\n\n{changed}")
+    return None
 
 
 def _side_answer(talk: Conversation) -> Answer:
@@ -72,7 +92,8 @@ def _go_on(talk: Conversation, plan: str, steps: tuple[Callable[[Conversation], 
     """The first step of a plan that has no result yet; a failed step ends the plan."""
     if not can_work(talk):
         return _say(
-            "I am the demo model. My script needs the tool Bash, which this client does not offer. Nothing was done."
+            "I am the demo model. My script needs a tool that runs shell commands, which this client does not offer. "
+            "Nothing was done."
         )
     for index, step in enumerate(steps):
         name = step.__name__.strip("_")
@@ -82,10 +103,6 @@ def _go_on(talk: Conversation, plan: str, steps: tuple[Callable[[Conversation], 
         if result.failed and index < len(steps) - 1:
             return _say(f"Demo model: the step {name!r} failed, so I stop here. The tool said: {_tail(result.text)}")
     return _report(talk, plan)
-
-
-def can_work(talk: Conversation) -> bool:
-    return "Bash" in talk.tools
 
 
 def _write_program(talk: Conversation) -> Answer:
@@ -99,7 +116,13 @@ def _write_test(talk: Conversation) -> Answer:
 
 def _run_tests(talk: Conversation) -> Answer:
     command = f"cd {shlex.quote(talk.folder)} && python3 -m unittest -v"
-    return _do("Now I run the tests.", bash("run_tests", command, "Run the tests"))
+    return _do("Now I run the tests.", shell(talk, "run_tests", command, "Run the tests"))
+
+
+def _clean_up(talk: Conversation) -> Answer:
+    """Something that cannot be taken back."""
+    command = f"rm -rf {shlex.quote(talk.folder)}/scratch {shlex.quote(talk.folder)}/__pycache__"
+    return _do("I clean up what is not needed.", shell(talk, "clean_up", command, "Remove scratch files"))
 
 
 def _extend(talk: Conversation) -> Answer:
@@ -108,7 +131,7 @@ def _extend(talk: Conversation) -> Answer:
         return _go_on(talk, "extend", ())
     look = talk.results.get("look")
     if look is None:
-        call = bash("look", f"ls -1 {shlex.quote(talk.folder)}", "List files in the workspace")
+        call = shell(talk, "look", f"ls -1 {shlex.quote(talk.folder)}", "List files in the workspace")
         return _do("I am the demo model. First I look at what is here.", call)
     if not {programs.PROGRAM_NAME, programs.TEST_NAME} <= set(look.text.split()):
         return _say(
@@ -157,41 +180,3 @@ def tests_passed(result: Result) -> bool:
 
 def _tail(text: str, length: int = 400) -> str:
     return text.strip()[-length:] or "(nothing)"
-
-
-# Tool calls. Without Write, Edit or Read (a client may leave them out) the same is done with Bash.
-
-
-def tool_use(step: str, name: str, arguments: dict[str, Any]) -> Block:
-    return {"type": "tool_use", "id": f"{STEP_ID}{step}_{uuid.uuid4().hex[:12]}", "name": name, "input": arguments}
-
-
-def bash(step: str, command: str, description: str) -> Block:
-    return tool_use(step, "Bash", {"command": command, "description": description})
-
-
-def write_file(talk: Conversation, step: str, name: str, content: str) -> Block:
-    path = f"{talk.folder}/{name}"
-    if "Write" in talk.tools:
-        return tool_use(step, "Write", {"file_path": path, "content": content})
-    return bash(step, f"cat > {shlex.quote(path)} <<'END_OF_FILE'\n{content}END_OF_FILE", f"Write {name}")
-
-
-def read_file(talk: Conversation, step: str, name: str) -> Block:
-    path = f"{talk.folder}/{name}"
-    if "Read" in talk.tools:
-        return tool_use(step, "Read", {"file_path": path})
-    return bash(step, f"cat {shlex.quote(path)}", f"Read {name}")
-
-
-def edit_file(talk: Conversation, step: str, name: str, old: str, new: str) -> Block:
-    path = f"{talk.folder}/{name}"
-    if "Edit" in talk.tools:
-        return tool_use(step, "Edit", {"file_path": path, "old_string": old, "new_string": new})
-    program = (
-        "import sys; path, old, new = sys.argv[1:]; text = open(path).read(); "
-        "sys.exit('the text to replace is not there exactly once') if text.count(old) != 1 else "
-        "open(path, 'w').write(text.replace(old, new))"
-    )
-    command = shlex.join(["python3", "-c", program, path, old, new])
-    return bash(step, command, f"Edit {name}")

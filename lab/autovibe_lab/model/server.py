@@ -1,9 +1,11 @@
-"""The demo model's HTTP server: the Messages API, its own bill, and faults for tests.
+"""The demo model's HTTP server: the Messages and the chat completions API, its own bill, and faults for tests.
 
 All calls need the key (`x-api-key` or `Authorization: Bearer`). Beside the API:
 
-- `GET /bill` → {"calls": n, "lines": [{"id", "model", "usage"}]}: every call that a provider would have billed;
-- `POST /lab/faults` {"kind", "count", …}: what happens to the next calls (see `faults.Fault`); `DELETE` forgets them;
+- `GET /bill` → {"calls": n, "lines": [{"id", "model", "usage", "at"}]}: every call that a provider would have billed,
+  of either API, with the usage in the form of the Messages API;
+- `POST /lab/faults` {"kind", "count", …}: what happens to the next calls (see `faults.Fault`); `GET` says how
+  many calls are still to have one, `DELETE` forgets them;
 - `GET /lab/calls` → {"calls": [{"path", "status"}]}.
 """
 
@@ -14,13 +16,15 @@ import hmac
 import json
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from autovibe_lab.model import conversation, protocol, script
+from autovibe_lab.model import chat, conversation, protocol, report, script
 from autovibe_lab.model.faults import Fault, parse_fault
 
 MAX_BODY = 40 * 1024 * 1024
@@ -37,8 +41,8 @@ class Model:
     calls: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=10_000))
     faults: list[Fault] = field(default_factory=list)
 
-    def charge(self, whole: dict[str, Any]) -> None:
-        line = {"id": whole["id"], "model": whole["model"], "usage": whole["usage"]}
+    def charge(self, whole: dict[str, Any], used: dict[str, Any]) -> None:
+        line = {"id": whole["id"], "model": whole["model"], "usage": used, "at": datetime.now(UTC).isoformat()}
         self.bill.append(line)
         if self.bill_file:
             with self.bill_file.open("a", encoding="utf-8") as file:
@@ -64,9 +68,12 @@ def create_app(key: str, *, bill_file: Path | None = None, pace: float = 0.0) ->
     app.router.add_get("/", _root)
     app.router.add_post("/v1/messages", _messages)
     app.router.add_post("/v1/messages/count_tokens", _count_tokens)
+    app.router.add_post("/v1/chat/completions", _chat_completions)
     app.router.add_get("/v1/models", _models)
+    app.router.add_get("/v1/organizations/usage_report/messages", _usage_report)
     app.router.add_get("/bill", _bill)
     app.router.add_post("/lab/faults", _add_fault)
+    app.router.add_get("/lab/faults", _waiting_faults)
     app.router.add_delete("/lab/faults", _drop_faults)
     app.router.add_get("/lab/calls", _calls)
     return app
@@ -125,9 +132,37 @@ async def _root(request: web.Request) -> web.Response:
 
 
 async def _messages(request: web.Request) -> web.StreamResponse:
-    model = request.app[MODEL]
     asked = await _body(request)
-    fault = model.next_fault()
+    fault = await _fault(request)
+    if isinstance(fault, web.Response):
+        return fault
+    reply = protocol.fit(script.answer(conversation.read(asked)), asked["max_tokens"])
+    used = {**protocol.usage(asked, reply), **(fault.usage if fault else {})}
+    whole = protocol.message(asked, reply, used)
+    request.app[MODEL].charge(whole, used)
+    return await _answer(request, fault, whole, protocol.events(whole) if asked.get("stream") else None)
+
+
+async def _chat_completions(request: web.Request) -> web.StreamResponse:
+    try:
+        given = chat.check(json.loads(await request.read()))
+    except ValueError:
+        raise protocol.BadRequest("the body is not valid JSON") from None
+    fault = await _fault(request)
+    if isinstance(fault, web.Response):
+        return fault
+    asked = chat.as_messages(given)
+    reply = protocol.fit(script.answer(conversation.read(asked)), asked["max_tokens"])
+    used = {**chat.with_cache(asked, protocol.usage(asked, reply)), **(fault.usage if fault else {})}
+    whole = chat.completion(given, reply, used)
+    request.app[MODEL].charge(whole, used)
+    include_usage = bool((given.get("stream_options") or {}).get("include_usage"))
+    return await _answer(request, fault, whole, chat.chunks(whole, include_usage) if given.get("stream") else None)
+
+
+async def _fault(request: web.Request) -> Fault | web.Response | None:
+    """What a test wants of this call: its answer when there is to be no other, a fault that shapes it, or nothing."""
+    fault = request.app[MODEL].next_fault()
     if fault and fault.kind == "status":
         return _error(fault.status, fault.error_type, "injected by the lab (demo model)", fault.headers)
     if fault and fault.kind == "drop":
@@ -135,26 +170,31 @@ async def _messages(request: web.Request) -> web.StreamResponse:
         raise asyncio.CancelledError
     if fault and fault.kind == "delay":
         await asyncio.sleep(fault.seconds)
-    reply = protocol.fit(script.answer(conversation.read(asked)), asked["max_tokens"])
-    used = {**protocol.usage(asked, reply), **(fault.usage if fault else {})}
-    whole = protocol.message(asked, reply, used)
-    model.charge(whole)
-    if asked.get("stream"):
-        return await _stream(request, whole, fault, model.pace)
+    return fault
+
+
+async def _answer(
+    request: web.Request, fault: Fault | None, whole: dict[str, Any], events: Iterable[bytes] | None
+) -> web.StreamResponse:
+    """The whole answer at once, or as a stream of events when there are any."""
+    if events is not None:
+        return await _stream(request, events, fault, request.app[MODEL].pace)
     if fault and fault.kind == "cut":
         request.transport.close()
         raise asyncio.CancelledError
     return web.json_response(whole, headers=_headers())
 
 
-async def _stream(request: web.Request, whole: dict[str, Any], fault: Fault | None, pace: float) -> web.StreamResponse:
+async def _stream(
+    request: web.Request, events: Iterable[bytes], fault: Fault | None, pace: float
+) -> web.StreamResponse:
     cut = fault.after_events if fault and fault.kind == "cut" else None
     pace = fault.seconds if fault and fault.kind == "slow" else pace
     response = web.StreamResponse(headers={**_headers(), "Content-Type": "text/event-stream; charset=utf-8"})
     response.headers["Cache-Control"] = "no-cache"
     await response.prepare(request)
     try:
-        for number, event in enumerate(protocol.events(whole)):
+        for number, event in enumerate(events):
             if number == cut:
                 request.transport.close()
                 return response
@@ -173,11 +213,13 @@ async def _count_tokens(request: web.Request) -> web.Response:
 
 
 async def _models(request: web.Request) -> web.Response:
+    """One page that both APIs' clients can read."""
+    messages_form = {"type": "model", "created_at": "2026-01-01T00:00:00Z"}
+    chat_form = {"object": "model", "created": 1_767_225_600, "owned_by": "autovibe lab"}
     data = [
-        {"type": "model", "id": name, "display_name": f"{name} (demo model)", "created_at": "2026-01-01T00:00:00Z"}
-        for name in protocol.MODELS
+        {"id": name, "display_name": f"{name} (demo model)", **messages_form, **chat_form} for name in protocol.MODELS
     ]
-    page = {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]}
+    page = {"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"], "object": "list"}
     return web.json_response(page, headers=_headers())
 
 
@@ -186,18 +228,26 @@ async def _bill(request: web.Request) -> web.Response:
     return web.json_response({"calls": len(lines), "lines": lines})
 
 
+async def _usage_report(request: web.Request) -> web.Response:
+    return web.json_response(report.usage_report(request.app[MODEL].bill, request.query), headers=_headers())
+
+
 async def _add_fault(request: web.Request) -> web.Response:
     try:
         fault = parse_fault(await request.json())
     except (ValueError, TypeError) as error:
         raise protocol.BadRequest(f"no such fault: {error}") from None
     request.app[MODEL].faults.append(fault)
-    return web.json_response({"waiting": len(request.app[MODEL].faults)})
+    return await _waiting_faults(request)
+
+
+async def _waiting_faults(request: web.Request) -> web.Response:
+    return web.json_response({"waiting": sum(fault.count for fault in request.app[MODEL].faults)})
 
 
 async def _drop_faults(request: web.Request) -> web.Response:
     request.app[MODEL].faults.clear()
-    return web.json_response({"waiting": 0})
+    return await _waiting_faults(request)
 
 
 async def _calls(request: web.Request) -> web.Response:

@@ -14,7 +14,6 @@ beside the project).
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import sys
@@ -29,13 +28,17 @@ from pathlib import Path
 
 from autovibe_lab.tests.reference import PROJECT, recorded_calls
 from autovibe_lab.tests.replay_client import Reply, Sender
+from autovibe_lab.tests.replay_clock import ReplayLoop
 from autovibe_lab.tests.replay_compare import Comparison
 from autovibe_lab.tests.testing import LabInThread
 
 README = PROJECT / "lab" / "README.md"
-#: A second of Proxmox's, in seconds here: locks, shutdowns, slow copies.
-TIME_SCALE = 0.03
-LONGEST_TASK = 15
+#: How long the recorder waited for a task at most.
+LONGEST_TASK = 300
+#: Within so many seconds a call is answered that has not to wait for a lock.
+ANSWERS = 1
+#: How long the recorder let a task work that it was to abort.
+PAUSE = 1
 #: Before this call the recorder deleted all guests that were left, and wrote down only which one stayed.
 CLEANED_BEFORE = 1435
 MARKS = ("<!-- replay: begin -->", "<!-- replay: end -->")
@@ -115,16 +118,19 @@ class Replay:
     def __init__(self, folder: Path, calls: list[dict]) -> None:
         self.calls = calls
         settings = {
-            "login_delay": 0,
-            "time_scale": TIME_SCALE,
             "null_guests": True,
             "bare_guests": True,
             "latency": "pve84",
+            "site": "bare",
+            "login_delay": 3,
         }
-        settings["site"] = "bare"
-        self.lab = LabInThread(folder / "lab", **settings)
+        self.clock = ReplayLoop()
+        self.lab = LabInThread(folder / "lab", loop=self.clock, **settings)
+        self.clock.calls = self.lab.lab.server.aids.calls
         self.sender = Sender(self.lab, folder)
         self.results: list[Result] = []
+        #: The recorder's clock, and the lab's, when the last task began of which both are known.
+        self.began: tuple[float, float] | None = None
 
     def run(self, until: str | None = None) -> list[Result]:
         """Replay up to the end of section `until`, or all."""
@@ -138,20 +144,24 @@ class Replay:
         return self.results
 
     def close(self) -> None:
+        self.clock.run_on()
         self.lab.close()
 
     def _group(self, group: list[dict]) -> None:
         replies: dict[int, Reply] = {}
-        # A wrapper of the recorder's slowed `qemu-img create` down in this section.
-        self.lab.node.disk_delay = 2 * TIME_SCALE if "slow storage" in section_of(group[0]) else 0
+        # A wrapper of the recorder's slowed `qemu-img create` down in this section, by two seconds and its own start.
+        self.lab.node.disk_delay = 2.05 if "slow storage" in section_of(group[0]) else 0
 
         def send(call: dict) -> None:
             replies[call["seq"]] = self.sender.perform(call)
+            self.clock.answered()
 
         if len(group) == 1:
             self._unrecorded(group[0])
             self._await_task(group[0])
             self._await_guest(group[0])
+            self._await_time(group[0])
+            self.clock.begin(1)
             send(group[0])
         else:
             self._together(group, send)
@@ -165,35 +175,52 @@ class Replay:
             r"final task status of: (POST|DELETE) (/nodes/pve1/qemu/\d+(?:/status/stop)?) *$", call.get("note", "")
         )
         if match and made and match[1] not in self.sender.made_up:
-            upid = self.sender.as_root(made[1], made[2])
+            upid = self._as_root(made[1], made[2])
             if str(upid).startswith("UPID:"):
                 self.sender.made_up[match[1]] = upid
         if call["seq"] == CLEANED_BEFORE:
             kept = {entry["vmid"] for entry in call["response_body"]["data"]}
             for vmid in sorted(set(self.lab.node.machines) - kept, reverse=True):
                 for method, path in (("POST", f"{vmid}/status/stop"), ("DELETE", f"{vmid}")):
-                    task = self.lab.node.tasks.all.get(self.sender.as_root(method, f"/nodes/pve1/qemu/{path}"))
-                    self._until(lambda task=task: task is None or task.status is not None, LONGEST_TASK)
+                    task = self.lab.node.tasks.all.get(self._as_root(method, f"/nodes/pve1/qemu/{path}"))
+                    self.clock.until(lambda task=task: task is None or task.status is not None, LONGEST_TASK)
 
     def _together(self, group: list[dict], send: Callable[[dict], None]) -> None:
         """Calls that were made at the same time: in their order, and all before the first one's worker begins."""
-        threads, calls, gate = [], self.lab.lab.server.aids.calls, self.lab.node.tasks.gate
-
-        async def close() -> None:
-            await asyncio.sleep(0)  # what was started before has begun
-            gate.clear()
-
-        self.lab.run(close())
-        for call in group:
-            before = len(calls)
+        threads, gate = [], self.lab.node.tasks.gate
+        self._await_time(group[0])
+        self.clock.stands = True
+        self.clock.call_soon_threadsafe(gate.clear)
+        self.clock.begin(len(group))
+        for number, call in enumerate(group):
             threads.append(threading.Thread(target=send, args=(call,)))
             threads[-1].start()
-            self._until(lambda before=before: len(calls) > before, 2)
-            # Some wait for a lock before they are answered.
-            self._until(lambda before=before: calls[before]["status"] is not None, 0.03)
-        self.lab.loop.call_soon_threadsafe(gate.set)
+            while threads[-1].is_alive() and self.clock.arrived() <= number:
+                time.sleep(0.0005)
+        # Some wait for a lock before they are answered.
+        self.clock.until(self.clock.all_answered, ANSWERS, then=gate.set)
         for thread in threads:
             thread.join()
+
+    def _as_root(self, method: str, path: str) -> object:
+        """The data of a call that is not in the recording."""
+        self.clock.begin(1)
+        data = self.sender.as_root(method, path)
+        self.clock.answered()
+        return data
+
+    def _await_time(self, call: dict) -> None:
+        """A task was begun so long after the last one: its UPID has hundredths of seconds."""
+        data = (call.get("response_body") or {}).get("data")
+        if call["method"] == "DELETE" and "/tasks/UPID" in call["path"]:
+            self.clock.until(lambda: False, PAUSE)
+        if not isinstance(data, str) or not data.startswith("UPID:"):
+            return
+        recorded, now = int(data.split(":")[3], 16) / 100, self.clock.time()
+        if self.began:
+            passed = now - self.began[1]
+            self.clock.until(lambda: False, recorded - self.began[0] - passed)
+        self.began = (recorded, self.clock.time())
 
     def _await_task(self, call: dict) -> None:
         """A call that was answered with an ended task was repeated until then."""
@@ -205,19 +232,14 @@ class Replay:
             return
         task = self.lab.node.tasks.all.get(self.sender.made_up.get(match[1], ""))
         if task:
-            self._until(lambda: task.status is not None, LONGEST_TASK)
+            self.clock.until(lambda: task.status is not None, LONGEST_TASK)
 
     def _await_guest(self, call: dict) -> None:
         """The agent of a guest that is being started again was asked when it was there."""
         match = re.search(r"/qemu/(\d+)/agent/", call["path"])
         machine = self.lab.node.machines.get(int(match[1])) if match else None
         if machine and call["http_status"] == 200:
-            self._until(machine.running, 2)
-
-    def _until(self, condition: object, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.002)
+            self.clock.until(machine.running, LONGEST_TASK)
 
     def _compare(self, call: dict, reply: Reply) -> Result:
         result, comparison = Result(call, reply), Comparison()

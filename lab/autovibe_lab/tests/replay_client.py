@@ -28,6 +28,24 @@ class Reply:
     body: str
 
 
+class InOnePiece(http.client.HTTPSConnection):
+    """Sends a request's head and body together: no call is begun and waits for its body."""
+
+    _pieces: list[bytes] | None = None
+
+    def endheaders(self, *arguments: object, **options: object) -> None:
+        self._pieces = []
+        super().endheaders(*arguments, **options)
+        whole, self._pieces = b"".join(self._pieces), None
+        self.send(whole)
+
+    def send(self, data: bytes) -> None:
+        if self._pieces is None:
+            super().send(data)
+        else:
+            self._pieces.append(data)
+
+
 class Sender:
     """One recorder: who it is, and what it has learnt to say instead of what was recorded."""
 
@@ -159,7 +177,7 @@ class Sender:
         return target, body
 
     def send(self, method: str, target: str, body: str | bytes | None, headers: dict[str, str]) -> Reply:
-        connection = http.client.HTTPSConnection("127.0.0.1", self.lab.lab.port, timeout=60, context=self.context)
+        connection = InOnePiece("127.0.0.1", self.lab.lab.port, timeout=60, context=self.context)
         try:
             content = body.encode() if isinstance(body, str) else body
             connection.request(method, target, body=content, headers=headers)

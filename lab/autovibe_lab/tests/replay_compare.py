@@ -13,18 +13,23 @@ from dataclasses import dataclass, field
 MADE_UP = re.compile(
     r"(?P<upid>UPID:pve1:[0-9A-F]{8}:[0-9A-F]{8,9}:[0-9A-F]{8}:[^:\s]+:[^:\s]*:[^:\s]+:)"
     r"|(?P<uuid>\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b|TOKEN-SECRET)"
-    r"|(?P<mac>\bBC:24:11(?::[0-9A-F]{2}){3}\b)"
+    r"|(?P<mac>\b(?i:BC:24:11(?::[0-9A-F]{2}){3})\b)"
     r"|(?P<ctime>\bctime=\d+)"
     r"|(?P<stamp>\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d)"
-    r"|(?P<date>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)"
+    r"|(?P<date>\d{4}-\d\d-\d\d(?: \d\d:\d\d:\d\d)?)"
+    r"|(?P<clock>\b[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}\b)"
     r"|(?P<address>\b(?:10\.77\.0\.1|127\.0\.0\.1)\b)"
-    r"|(?P<upload>pveupload-[0-9a-f]+)"
+    r"|(?P<upload>pveupload-[0-9a-f]+|vzdumptmp\d+)"
     r"|(?P<password>\$5\$[^\s$]+\$[^\s$]+)"
     r"|(?P<digest>\b[0-9a-f]{40}\b)"
 )
+#: What is measured, in a log: how long a backup took, how large an archive became.
+TOOK = re.compile(r"(?<= in )\d+ seconds \([^)]*/s\)|(?<=archive file size: )\S+|\(\d\d:\d\d:\d\d\)$")
+#: A command's options, which Perl keeps in a hash.
+OPTIONS = re.compile(r"(?<= vzdump )\d+( --.*)")
 #: Keys whose values are measured, count time or are made up: types only.
 MEASURED = re.compile(
-    r"avail|cpu|ctime|disk|diskread|diskwrite|endtime|localtime|mem|netin|netout|next-run|pid|pri|pstart|snaptime|starttime"
+    r"avail|cpu|ctime|freemem|disk|diskread|diskwrite|endtime|localtime|mem|netin|netout|next-run|pid|pri|pstart|snaptime|starttime"
     r"|time|uid|uptime|used|used_fraction|wait|loadavg|kversion|ssl_fingerprint|serverid|cgroup-mode|ticket|CSRFPreventionToken|digest"
     r"|cert|password"
 )
@@ -41,6 +46,8 @@ HARDWARE = {
     "ballooninfo",
     "nics",
 }
+#: The same of an entry of a list of nodes.
+OF_NODES = {"maxcpu", "maxdisk", "maxmem"}
 #: Lists in one text whose order is that of a hash.
 UNORDERED = {"content", "privs"}
 PROGRESS = re.compile(
@@ -125,7 +132,10 @@ class Comparison:
         for name in sorted(recorded.keys() & answered.keys()):
             if name == "total" and is_log(recorded.get("data")) and is_log(answered.get("data")):
                 continue  # follows from the lines
-            self.value(recorded[name], answered[name], name, f"{where}.{name}")
+            measured = (name in OF_NODES and recorded.get("type") == "node") or (
+                name == "size" and recorded.get("content") == "backup"
+            )
+            self.value(recorded[name], answered[name], "used" if measured else name, f"{where}.{name}")
 
     def _list(self, recorded: list, answered: list, key: str, where: str) -> None:
         if is_log(recorded) and is_log(answered):
@@ -154,6 +164,7 @@ class Comparison:
 
 def plain(text: str) -> str:
     """The text with what is made up replaced by its kind."""
+    text = OPTIONS.sub(lambda match: " --".join(sorted(match[0].split(" --"))), TOOK.sub("<measured>", text))
     return MADE_UP.sub(lambda match: f"<{match.lastgroup}{_task(match)}>", text).strip()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from autovibe_lab import image, initramfs
+from autovibe_lab import image, image_tools, initramfs
 from autovibe_lab.paths import LabPaths
 
 
@@ -55,7 +55,7 @@ def test_prune_keeps_this_versions_files(built: Path) -> None:
 
 
 def test_a_build_says_which_packages_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "_path", lambda: str(tmp_path))
+    monkeypatch.setattr(image_tools, "path", lambda: str(tmp_path))
     with pytest.raises(image.ImageError, match="apt-get install .*e2fsprogs.* mmdebstrap"):
         image.build(cache=tmp_path)
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from autovibe_lab.tests.testing import Client, LabInThread
+from proxmoxer import ResourceException
 
 
 @pytest.fixture
@@ -53,6 +54,20 @@ def test_a_program_that_runs_is_killed(guest):
     assert guest("exec-status").get(pid=pid) == {"exited": 0}
     run(guest, "/bin/sh", "-c", f"kill -9 {pid}")
     assert guest("exec-status").get(pid=pid) == {"exited": 1, "signal": 9}
+
+
+@pytest.mark.parametrize("again", ["reset", "stop"])
+def test_what_stands_in_run_is_lost_with_the_boot(client, again):
+    machine = client.create()
+    client.ok(machine.status.start.post())
+    for path in ("/run/identity", "/etc/identity"):
+        machine.agent("file-write").post(file=path, content="x")
+    client.ok(machine.status(again).post())
+    if again == "stop":
+        client.ok(machine.status.start.post())
+    assert machine.agent("file-read").get(file="/etc/identity")["content"] == "x"
+    with pytest.raises(ResourceException, match="No such file"):
+        machine.agent("file-read").get(file="/run/identity")
 
 
 def test_bytes_arrive_as_they_are(guest):

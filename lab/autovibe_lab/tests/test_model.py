@@ -219,7 +219,9 @@ def test_a_wrong_request_is_refused_and_not_billed(server, change, status):
 def test_faults_come_as_often_as_asked(server):
     fault = {"kind": "status", "status": 429, "count": 2, "headers": {"retry-after": "3"}}
     assert requests.post(f"{server}/lab/faults", json=fault, headers=KEY, timeout=10).status_code == 200
+    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=10).json() == {"waiting": 2}
     seen = [requests.post(f"{server}/v1/messages", json=BODY, headers=KEY, timeout=10) for _ in range(3)]
+    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=10).json() == {"waiting": 0}
     assert [response.status_code for response in seen] == [429, 429, 200]
     assert seen[0].headers["retry-after"] == "3"
     assert requests.post(f"{server}/lab/faults", json={"kind": "x"}, headers=KEY, timeout=10).status_code == 400

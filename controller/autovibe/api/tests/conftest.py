@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import pwd
 import shutil
 import socket
 import ssl
@@ -12,18 +11,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from autovibe import agentpack, allocations, ca, db, identity, postgres, tokens
-from autovibe.models import Machine, Project
+from autovibe import allocations, ca, db, identity, postgres, tokens
+from autovibe.api.tests.local_guest import LocalGuest
+from autovibe.models import Machine, Project, Usage
 from autovibe.settings import Settings, load_settings
-from sqlalchemy import text
-
-BOOTSTRAP = agentpack.package_dir() / "bootstrap.py"
-USER = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+from sqlalchemy import select, text
 
 
 @dataclass
@@ -49,6 +47,7 @@ class TestHub:
     settings: Settings
     log: Path
     process: subprocess.Popen | None = None
+    model_url: str = ""
 
     def call(self, method, path, body=None, token=None, headers=None) -> Answer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -64,7 +63,14 @@ class TestHub:
             connection.close()
 
     def up(self, **environment: str):
+        self.environment = environment
         self.process = start_api(self.settings, self.log, environment)
+
+    def kill(self):
+        """Kills the API's process, and starts it again."""
+        self.process.kill()
+        self.process.wait()
+        self.up(**self.environment)
 
     def down(self):
         if self.process is not None and self.process.poll() is None:
@@ -73,10 +79,19 @@ class TestHub:
     def session(self):
         return db.session_scope(self.settings)
 
-    def machine(self, prompt="", machine_type="command", command=None, budget="5", status="spawning", **assignment):
+    def machine(
+        self,
+        prompt="",
+        machine_type="command",
+        command=None,
+        budget="5",
+        status="spawning",
+        when_exhausted="pause",
+        **assignment,
+    ):
         """A machine as `machines.spawn` leaves it, without its template and VM."""
         with self.session() as session:
-            project = Project(uuid=uuid4(), name=f"project {uuid4()}")
+            project = Project(uuid=uuid4(), name=f"project {uuid4()}", when_exhausted=when_exhausted)
             session.add(project)
             session.flush()
             allocations.create(session, project.uuid, budget)
@@ -117,52 +132,42 @@ class TestHub:
         assert answer.status == 200, answer.content
         return answer.json["token"]
 
+    def bill(self) -> int:
+        """How many calls the demo model has billed."""
+        request = urllib.request.Request(f"{self.model_url}/bill", headers={"x-api-key": "sk-demo"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)["calls"]
+
+    def paid_once(self, machine: Machine) -> int:
+        """How many calls the ledger has of a machine, which are all that its budget was charged for."""
+
+        def settled():
+            with self.session() as session:
+                return allocations.get(session, machine.project_uuid).reserved_amount == 0
+
+        wait_until(settled)
+        with self.session() as session:
+            query = select(Usage).where(Usage.machine_uuid == machine.uuid, Usage.resource_type == "money")
+            lines = session.scalars(query).all()
+            assert allocations.get(session, machine.project_uuid).used_amount == sum(line.cost_cad for line in lines)
+        return len(lines)
+
     def minted(self, machine: Machine) -> str:
         return tokens.machine_token(self.get(machine), self.settings)
 
 
-class Guest:
-    """A machine's root folder and the bootstrap that runs over it."""
+class Guest(LocalGuest):
+    """A machine's root folder and the bootstrap that runs over it, given the identities of a hub's machines."""
 
     def __init__(self, hub, root: Path):
-        self.hub, self.root = hub, root
-        for folder in ("run/autovibe", "workspace", "home"):
-            (root / folder).mkdir(parents=True)
-        root.chmod(0o755)
-        if os.geteuid() == 0:
-            entry = pwd.getpwnam(USER)
-            os.chown(root / "workspace", entry.pw_uid, entry.pw_gid)
-        self.user = USER
-        self.log = root / "console.log"
-        self.process = None
-
-    def start(self):
-        with self.log.open("ab") as file:
-            argv = [sys.executable, "-I", "-S", BOOTSTRAP, "--root", self.root, "--user", USER]
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        return self
+        super().__init__(root)
+        self.hub = hub
 
     def push(self, machine, **changes):
         """What role `machine` does: writes the identity of the machine's present generation."""
         content = {**identity.identity(self.hub.settings, self.hub.get(machine)), **changes}
-        path = self.root / "run/autovibe/identity.json"
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(content))
-        new.chmod(0o600)
-        new.replace(path)
+        self.write_identity(json.dumps(content))
         return content
-
-    def stop(self):
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(30)
-
-    def says(self, text):
-        return text in self.log.read_text()
-
-    @property
-    def workspace(self):
-        return self.root / "workspace"
 
 
 def free_port() -> int:
@@ -261,3 +266,42 @@ def guest(hub):
 def until():
     """Waits for a condition, whose value it returns; fails when it does not come."""
     return wait_until
+
+
+@pytest.fixture(scope="module")
+def paid_hub(hub, until, tmp_path_factory):
+    """The hub with the demo model as its provider."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "key").write_text("sk-demo")
+    argv = [sys.executable, "-m", "autovibe_lab.model", "--key-file", folder / "key", "--port-file", folder / "port"]
+    argv += ["--pace", "0.02"]
+    model = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        port = until(lambda: (folder / "port").exists() and (folder / "port").read_text())
+        hub.model_url = f"http://127.0.0.1:{port.strip()}"
+        hub.down()
+        hub.up(AUTOVIBE_UPSTREAM_URL=hub.model_url, ANTHROPIC_API_KEY="sk-demo")
+        yield hub
+    finally:
+        model.terminate()
+        model.wait()
+        hub.down()
+        hub.up()
+
+
+@pytest.fixture
+def guest_with(guest):
+    """Gives a guest that has a CLI (claude, qwen, aider) of the guest image's cache; skips when it is not there."""
+
+    def with_cli(name):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autovibe"
+        if not (found := sorted(folder.glob(f"{name}-[0-9]*"))):
+            pytest.skip(f"no {name} in the image's cache: run `autovibe lab image --flavour agents`")
+        return guest.install(found[-1], name)
+
+    return with_cli
+
+
+@pytest.fixture
+def claude_guest(guest_with):
+    return guest_with("claude")

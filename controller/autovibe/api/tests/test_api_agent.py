@@ -1,5 +1,6 @@
 """/agent/v1 as an agent, and as somebody who is none, finds it."""
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -7,8 +8,8 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 from autovibe import agents, allocations, ca, hubkey, identity, machines, operations, tokens
-from autovibe.api.limits import RateLimit, TooManyRequests
-from autovibe.models import Checkpoint, MachineEvent, Operation
+from autovibe.api.limits import ENROL_BODY_BYTES, STRANGERS_BURST, BodyLimit, RateLimit, TooManyRequests
+from autovibe.models import Checkpoint, MachineEvent, Operation, Project
 from sqlalchemy import select
 
 PRIVATE = [
@@ -134,7 +135,6 @@ def test_the_assignment(hub):
     assert given["machine"] == str(machine.uuid)
     assert (given["agent_type"], given["prompt"], given["command"]) == ("command", "do it", ["make"])
     assert given["limits"]["wall_seconds"] == 7
-    assert given["checkpoint"] == {"every_seconds": 300, "every_calls": 5}
     assert given["gateway_url"] == hub.settings.hub_url_for_guests
     assert given["model"] == "m-1"
     assert hub.get(machine).status == "working"
@@ -168,13 +168,15 @@ def test_who_was_told_to_end_hears_it(hub, machine):
         assert hub.call(method, path, {}, token=token).code == "stopping"
 
 
-def test_without_money_it_stops(hub, machine):
+@pytest.mark.parametrize(("wanted", "told"), [("end", ("stop", "budget", 1.0)), ("pause", ("continue", None, 1.0))])
+def test_without_money_it_stops_unless_its_vm_is_to_be_paused(hub, machine, wanted, told):
     token = hub.token(machine)
     with hub.session() as session:
+        session.get_one(Project, machine.project_uuid).when_exhausted = wanted
         budget = allocations.get(session, machine.project_uuid)
         budget.used_amount = budget.allocated_amount
     answer = hub.call("POST", "/agent/v1/heartbeat", {}, token=token).json
-    assert (answer["directive"], answer["reason"], answer["budget_fraction"]) == ("stop", "budget", 1.0)
+    assert (answer["directive"], answer["reason"], answer["budget_fraction"]) == told
 
 
 def test_beyond_its_time_it_stops(hub):
@@ -242,11 +244,54 @@ def test_a_checkpoint_is_asked_for_once_at_a_time(hub, machine):
     assert hub.get(machine).status == "working"
 
 
+@pytest.mark.parametrize("kind", ["automatic", "manual"])
+def test_a_machine_gets_no_checkpoint_sooner_by_calling_it_another_name(hub, machine, kind):
+    token = hub.token(machine)
+    made = hub.call("POST", "/agent/v1/checkpoints", {"type": kind}, token=token).json
+    with hub.session() as session:
+        operations.finish(session, UUID(made["operation"]), result={})
+    assert hub.call("POST", "/agent/v1/checkpoints", {"type": kind}, token=token).json == made
+    assert len(operations_of(hub, machine, "checkpoint")) == 1
+
+
+def test_who_says_very_much_is_kept_in_short(hub, machine, monkeypatch):
+    monkeypatch.setattr(agents, "LONG_EVENTS", 2)
+    monkeypatch.setattr(agents, "MAX_EVENTS", 4)
+    with hub.session() as session:
+        for text in ("x" * 8000, "y", "z", "u" * 2000, "v", "w"):
+            agents.record_progress(session, machine, [{"at": datetime.now(UTC), "kind": "text", "text": text}])
+    assert [len(text) for _, text in events_of(hub, machine)] == [8000, 1, 1, 1000, 1]
+
+
 def test_another_machines_checkpoint_is_not_seen(hub, machine):
     made = hub.call("POST", "/agent/v1/checkpoints", {}, token=hub.token(machine)).json["checkpoint"]
     stranger = hub.token(hub.machine())
     for path in (made, uuid4(), "x", "%00", "..%2f..%2fresult"):
         assert hub.call("GET", f"/agent/v1/checkpoints/{path}", token=stranger).status == 404
+
+
+def test_a_message_of_a_spool_is_kept_once(hub, machine):
+    token = hub.token(machine)
+
+    def say(spool, *messages):
+        told = [{"kind": "text", "text": text, "seq": seq} for seq, text in messages]
+        return hub.call("POST", "/agent/v1/progress", {"spool": spool, "messages": told}, token=token).status
+
+    assert say("1-a", (0, "first"), (1, "second")) == 204
+    assert say("1-a", (1, "second"), (2, "third")) == 204
+    assert say("2-b", (0, "another")) == 204
+    assert say(None, (0, "unnamed")) == say(None, (0, "unnamed")) == 204
+    assert [text for _, text in events_of(hub, machine)] == [
+        "first",
+        "second",
+        "third",
+        "another",
+        "unnamed",
+        "unnamed",
+    ]
+    for bad in ("", "a b", "../x", "x" * 65):
+        assert say(bad, (0, "x")) == 422
+    assert say("1-a", (-1, "x")) == 422
 
 
 def test_a_result_is_recorded_and_ends_the_machine_once(hub, machine):
@@ -261,6 +306,23 @@ def test_a_result_is_recorded_and_ends_the_machine_once(hub, machine):
     with hub.session() as session:
         assert session.get_one(Checkpoint, end.checkpoint_uuid).file_manifest == manifest
     assert hub.call("GET", "/agent/v1/assignment", token=token).code == "stopping"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"details": {"n": NaN}',
+        b'"details": {"n": [1e999]}',
+        b'"details": {"n": "' + b"x" * (1 << 16) + b'"}',
+        b'"details": {"n": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'"manifest": {"files": [{"path": "a", "size": 1, "mode": "' + b"7" * 21 + b'"}]}',
+        b'"manifest": {"files": [{"path": "a", "size": -1}]}',
+    ],
+)
+def test_a_result_that_nothing_could_keep_is_refused(hub, machine, more):
+    body = b'{"outcome": "succeeded", ' + more + b"}"
+    assert hub.call("POST", "/agent/v1/result", body, token=hub.token(machine)).status == 422
+    assert not hub.get(machine).result
 
 
 def test_a_result_after_somebody_asked_for_the_end_still_brings_its_manifest(hub, machine):
@@ -281,6 +343,39 @@ def test_a_machine_that_asks_too_often_is_slowed_and_no_other():
     with pytest.raises(TooManyRequests):
         limit.take("one")
     limit.take("another")
+
+
+def test_strangers_neither_ask_without_end_nor_send_more_than_an_enrolment(hub, tmp_path):
+    async def main() -> list[int]:
+        answered = []
+
+        async def app(scope, receive, send):
+            answered.append(200)
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+
+        async def call(size, address, path="/healthz", headers=()):
+            async def receive():
+                return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+            scope = {"type": "http", "path": path, "method": "POST", "headers": list(headers), "client": (address, 1)}
+            await door(scope, receive, send)
+            return answered.pop()
+
+        door = BodyLimit(app, hub.settings)
+        token = hub.token(hub.machine())
+        known = [(b"authorization", f"Bearer {token}".encode())]
+        found = [await call(ENROL_BODY_BYTES + 1, "a", "/agent/v1/progress")]
+        found += [await call(ENROL_BODY_BYTES + 1, "a", "/agent/v1/progress", known)]
+        for _ in range(int(STRANGERS_BURST)):
+            last = await call(1, "a")
+        while last == 200:  # the bucket fills a little meanwhile
+            last = await call(1, "a")
+        return [*found, last, await call(1, "b"), await call(1, "a", headers=known), await call(1, "a", "/v1/messages")]
+
+    assert asyncio.run(main()) == [413, 200, 429, 200, 200, 200]
 
 
 def test_identity_files_are_private_and_repeatable(hub, machine, tmp_path):

@@ -1,53 +1,13 @@
 """The real Claude Code, through the agent, the gateway and the demo model: all over the hub's own TLS."""
 
+import json
 import os
-import subprocess
-import sys
+import signal
 from decimal import Decimal
-from pathlib import Path
 
-import pytest
 from autovibe import allocations
 from autovibe.models import Machine, MachineEvent, Usage
 from sqlalchemy import func, select
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autovibe"
-PROGRAMS = sorted(CACHE.glob("claude-[0-9]*"))
-
-pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no Claude Code in the image's cache: run `autovibe lab image`")
-
-
-@pytest.fixture(scope="module")
-def paid_hub(hub, until, tmp_path_factory):
-    """The hub with the demo model as its provider."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "key").write_text("sk-demo")
-    argv = [sys.executable, "-m", "autovibe_lab.model", "--key-file", folder / "key", "--port-file", folder / "port"]
-    model = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-    try:
-        port = until(lambda: (folder / "port").exists() and (folder / "port").read_text())
-        hub.down()
-        hub.up(AUTOVIBE_UPSTREAM_URL=f"http://127.0.0.1:{port.strip()}", ANTHROPIC_API_KEY="sk-demo")
-        yield hub
-    finally:
-        model.terminate()
-        model.wait()
-        hub.down()
-        hub.up()
-
-
-@pytest.fixture
-def claude_guest(paid_hub, guest):
-    folder = guest.root / "usr/local/bin"
-    folder.mkdir(parents=True)
-    # A copy by hard link where it can be: the user that runs it may not enter the cache.
-    try:
-        os.link(PROGRAMS[-1], folder / "claude")
-    except OSError:
-        import shutil
-
-        shutil.copy(PROGRAMS[-1], folder / "claude")
-    return guest
 
 
 def test_it_writes_a_program_and_its_test(paid_hub, claude_guest, until):
@@ -70,8 +30,31 @@ def test_it_writes_a_program_and_its_test(paid_hub, claude_guest, until):
     assert "sk-demo" not in seen
 
 
+def test_it_goes_on_with_its_session_after_a_kill_and_a_reboot(paid_hub, claude_guest, until):
+    machine = paid_hub.machine("- write a small program with a test", machine_type="claude_code")
+    billed = paid_hub.bill()
+    claude_guest.start().push(machine)
+    until(lambda: (claude_guest.workspace / "wordcount.py").exists(), 90)
+    state = claude_guest.root / "var/lib/autovibe/state.json"
+    session_id = json.loads(state.read_text())["session"]["session_id"]
+    (agent,) = claude_guest.agents()
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: claude_guest.agents() not in ([], [agent]))
+    until(lambda: json.loads(state.read_text())["resumes"] or (claude_guest.workspace / "test_wordcount.py").exists())
+    claude_guest.reboot()
+    paid_hub.change(machine, generation=2, enrolled_nonce=None, status="spawning")
+    claude_guest.push(machine)
+    result = until(lambda: paid_hub.get(machine).result, 90)
+    assert result["outcome"] == "succeeded", result
+    assert result["details"]["session_id"] == session_id
+    assert "The tests pass" in result["summary"]
+    assert paid_hub.paid_once(machine) == paid_hub.bill() - billed
+
+
 def test_without_money_it_is_out_of_budget(paid_hub, claude_guest, until):
-    machine = paid_hub.machine("write a small program", machine_type="claude_code", budget=Decimal("0.000001"))
+    machine = paid_hub.machine(
+        "write a small program", machine_type="claude_code", budget=Decimal("0.000001"), when_exhausted="end"
+    )
     claude_guest.start().push(machine)
     result = until(lambda: paid_hub.get(machine).result, 90)
     assert result["outcome"] == "out_of_budget", result

@@ -37,6 +37,7 @@ class ActionModule(PveAction):
             "default": "present",
         },
         **MACHINE_SPEC,
+        "expected_uuid": {"type": "str"},
         "name": {"type": "str"},
         "description": {"type": "str"},
         "ram": {"type": "bool", "default": False},
@@ -72,6 +73,8 @@ class ActionModule(PveAction):
                 raise
             gone = {**checkpoints.facts(None, options["name"], "snapshot"), "exists": False}
             return _result(Change({}, {}, gone), "checkpoint")
+        if options["expected_uuid"] is not None and (config := machines.config(vmid)) is not None:
+            machines.check_uuid(vmid, config, options["expected_uuid"])
         if state == "retained":
             keep = Keep(**{key: tuple(it) if isinstance(it, list) else it for key, it in options["keep"].items()})
             change = checkpoints.retained(vmid, identity(options), keep, check=check)

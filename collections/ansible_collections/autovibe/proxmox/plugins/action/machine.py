@@ -72,6 +72,7 @@ class ActionModule(PveAction):
         "vm_id": {"type": "int"},
         "name": {"type": "str"},
         "identity": IDENTITY_SPEC,
+        "expected_uuid": {"type": "str"},
         "source": SOURCE_SPEC,
         "full": {"type": "bool", "default": False},
         "storage": {"type": "str"},
@@ -151,6 +152,7 @@ class ActionModule(PveAction):
 #: Options that are the fields of what is wanted, under the same name.
 SAME = (
     "name",
+    "expected_uuid",
     "tags",
     "cores",
     "memory",

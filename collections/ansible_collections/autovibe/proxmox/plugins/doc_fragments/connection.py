@@ -104,6 +104,9 @@ options:
       operation:
         description: UUID of what is being done to the machine. It is recorded, and need not match.
         type: str
+      type:
+        description: What the machine is, such as C(hub). It is recorded, and need not match.
+        type: str
 """
     DIFF = r"""
 options: {}

@@ -117,6 +117,9 @@ options:
       operation:
         description: UUID of what is being done to the machine.
         type: str
+      type:
+        description: What the machine is, such as C(hub).
+        type: str
   pool:
     description: For O(state=restored), resource pool of the new VM.
     type: str

@@ -36,6 +36,9 @@ options:
   machine_name:
     description: Name of the machine, when neither O(vm_id) nor O(identity) finds it.
     type: str
+  expected_uuid:
+    description: SMBIOS uuid of the machine. A VM that has another one is not touched.
+    type: str
   name:
     description:
       - Name of the checkpoint. 2 to 40 characters, a letter first, then letters, digits, C(_) and C(-).

@@ -21,7 +21,8 @@ options:
   state:
     description:
       - V(present) leaves the power state as it is; a new VM stays stopped.
-      - V(started) also lets a paused VM go on.
+      - V(started) also lets a paused or hibernated VM go on.
+      - A hibernated VM is a stopped one. Of its configuration nothing can be changed until it goes on.
       - V(paused) keeps the VM in memory, with its processors stopped. A stopped VM is started first.
       - V(absent) removes the VM and its disks; a running one only with O(force), a protected one never.
     type: str
@@ -35,6 +36,12 @@ options:
     type: int
   name:
     description: Name of the VM, a DNS name. Where two VMs have it, say which by O(vm_id).
+    type: str
+  expected_uuid:
+    description:
+      - SMBIOS uuid that proves which VM is meant. A VM that has another one is not touched.
+      - A VM that has it and carries no identity yet gets O(identity), and is known by that from then on. One that
+        carries another identity is not touched.
     type: str
   source:
     description:
@@ -264,6 +271,15 @@ EXAMPLES = r"""
     source:
       name: db1
       snapshot: before-upgrade
+
+- name: Take over a VM that was made by hand, known by what its guest reads in /sys/class/dmi/id/product_uuid
+  autovibe.proxmox.machine:
+    vm_id: 120
+    expected_uuid: 4c4c4544-0042-3510-8052-b4c04f443232
+    identity:
+      installation: 0f8fad5b-d9cb-469f-a165-70867728950e
+      machine: 7c9e6679-7425-40de-944b-e07fc1f90ae7
+      type: hub
 
 - name: Shut it down within half a minute, or stop it
   autovibe.proxmox.machine:

@@ -31,6 +31,9 @@ options:
       operation:
         description: Not looked at.
         type: str
+      type:
+        description: Not looked at.
+        type: str
   config:
     description: The configuration and identity of each, too; one more call for each VM.
     type: bool

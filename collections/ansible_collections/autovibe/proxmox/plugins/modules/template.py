@@ -205,7 +205,7 @@ template:
       type: str
       sample: pve1
     inputs:
-      description: Its version; null for a template of a VM.
+      description: Its version; null for a template of a VM that is none.
       type: str
       sample: 0a1b2c3d4e5f6071
     removed:

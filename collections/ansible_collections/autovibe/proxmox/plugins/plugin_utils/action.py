@@ -45,6 +45,7 @@ IDENTITY_SPEC: dict[str, Any] = {
         "installation": {"type": "str"},
         "machine": {"type": "str"},
         "operation": {"type": "str"},
+        "type": {"type": "str"},
     },
 }
 

@@ -41,6 +41,12 @@ def test_the_description_keeps_what_is_not_given():
     assert desired(wanted, {"description": LINE + "\nkept\n"})["description"] == LINE + "\nkept\n"
 
 
+def test_all_notes_are_kept_of_a_vm_that_gets_its_first_identity():
+    wanted = Wanted(identity=Identity.of(installation="i", machine="m"))
+    given = desired(wanted, {"description": "Ann's\nserver"})["description"]
+    assert given == "autovibe installation=i machine=m\nAnn's\nserver"
+
+
 def test_only_what_differs_is_sent():
     config = {"name": "a", "memory": "512", "cores": 2, "tags": "b;a", "description": LINE + "\n"}
     wanted = Wanted(name="a", memory=512, cores=4, tags=["a", "B"], identity=Identity.parse(LINE))

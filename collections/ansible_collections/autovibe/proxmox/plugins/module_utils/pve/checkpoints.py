@@ -11,12 +11,13 @@ from typing import Any
 
 from .config import SNAPSHOT_NAME, Identity, split_tags
 from .disks import bases, refuse
-from .errors import NotFound, NotPossible, Overtaken, TaskFailed
+from .errors import ApiError, NotFound, NotPossible, Overtaken, TaskFailed
 from .fleet import machines as fleet_of
 from .fleet import with_config
 from .machines import Change, Machines, persist
 from .node import Seen
 from .retention import Keep, removed, sorted_out
+from .rollback import restored
 from .snapshots import Snapshot, Tree, is_promotion, template_name
 from .taking import taken
 
@@ -69,13 +70,13 @@ class Checkpoints:
 
     def absent(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
         """The checkpoint gone. A snapshot's children stay, as its parent's; a template goes only without clones."""
-        seen = self.machines.settled(vmid)
         gone = {**self.facts(vmid, wanted.name, "snapshot"), "exists": False}
-        if seen is None:
+        try:
+            seen, tree = self.glance(vmid, None, wanted.name)
+        except NotFound:
             return Change({}, {}, gone)
         if seen.template:
             return self._template_absent(seen, wanted, gone, check)
-        tree = self.tree(vmid)
         if wanted.name not in tree:
             return Change({}, {}, gone)
         self.machines.check_identity(seen, wanted.identity)
@@ -90,37 +91,14 @@ class Checkpoints:
         return Change({**before, "parent_of": dict.fromkeys(reparented, wanted.name)}, {"parent_of": reparented}, gone)
 
     def restored(self, vmid: int, wanted: Checkpoint, *, check: bool = False) -> Change:
-        """The VM as it was at the snapshot. Its configuration, too: rewrite name and description after this.
-
-        With an operation in the identity, a rollback that this operation has done is not done again: the rewritten
-        description names the operation. Before that it says which operation is restoring, and after which task; then
-        the rollback is the newest thing that happened to the VM.
-        """
+        """The VM as it was at the snapshot."""
         validate(wanted.name)
-        seen = self.seen(vmid, wanted.identity)
-        tree = Tree([]) if seen.template else self.tree(vmid)
-        one = self.existing(vmid, tree, wanted.name)
-        starts = wanted.start or one.ram
-        facts = self.snapshot_facts(vmid, tree, wanted.name)
-        done = self._is_restored(seen, wanted, tree)
-        if done and (seen.running or not wanted.start):
-            return Change({}, {}, {**facts, "status": seen.status})
-        status = "running" if starts else "stopped"
-        before = {"at": wanted.name if done else "later", "status": seen.status}
-        if not done:
-            newer = ", ".join(tree.newer(wanted.name))
-            self.refuse("rollback_past", f"VM {vmid} back to '{wanted.name}' past {newer}", seen if newer else None)
-        if not check:
-            first = iter([(seen, done)])
-            persist(lambda: self._roll_back(vmid, wanted, starts, next(first, None)))
-        facts |= {"status": status, "current": True}
-        return Change(before, {"at": wanted.name, "status": status}, facts)
+        return restored(self, vmid, wanted, check=check)
 
     def retained(self, vmid: int, identity: Identity | None, keep: Keep, *, check: bool = False) -> Change:
         """Only the snapshots that are worth keeping; each removed one's children become its parent's."""
         keep.validate()
-        seen = self.seen(vmid, identity)
-        tree = Tree([]) if seen.template else self.tree(vmid)
+        _seen, tree = self.glance(vmid, identity)
         reasons = sorted_out(tree, keep)
         listed = self.machines.list() if removed(reasons) else []
         for name in removed(reasons):
@@ -148,8 +126,14 @@ class Checkpoints:
         seen = self.machines.settled(vmid)
         if seen is None:
             raise NotFound(f"VM {vmid} does not exist.")
-        if not seen.template:
+        if seen.template:
+            return
+        try:
             self.machines.task(lambda: self.client.post(self.machines.path(vmid, "template")))
+        except (ApiError, TaskFailed):
+            now = self.machines.settled(vmid)
+            if now is None or not now.template:  # else another process was faster
+                raise
 
     def promoted_to(
         self, vmid: int, name: str, identity: Identity | None, listed: list[dict[str, Any]] | None = None
@@ -182,8 +166,13 @@ class Checkpoints:
         self.machines.check_identity(seen, identity)
         return seen
 
-    def glance(self, vmid: int, identity: Identity | None, name: str) -> tuple[Seen, Tree]:
-        """The VM and its snapshots by two reads, when nothing seems to be under way for it; else as `seen` has it.
+    def thorough(self, vmid: int, identity: Identity | None) -> tuple[Seen, Tree]:
+        """The VM as `seen` has it, and its snapshots: five reads."""
+        seen = self.seen(vmid, identity)
+        return seen, Tree([]) if seen.template else self.tree(vmid)
+
+    def glance(self, vmid: int, identity: Identity | None, name: str = "") -> tuple[Seen, Tree]:
+        """The VM and its snapshots by two reads, when nothing seems to be under way for it; else thoroughly.
 
         A task that has begun and not locked the VM yet is not seen: who writes after this is ready to be overtaken.
         """
@@ -195,8 +184,7 @@ class Checkpoints:
             if name not in tree or tree[name].whole:
                 self.machines.check_identity(seen, identity)
                 return seen, tree
-        seen = self.seen(vmid, identity)
-        return seen, Tree([]) if seen.template else self.tree(vmid)
+        return self.thorough(vmid, identity)
 
     def existing(self, vmid: int, tree: Tree, name: str) -> Snapshot:
         if name not in tree:
@@ -291,52 +279,10 @@ class Checkpoints:
             self.machines.task(lambda: self.client.post(self.machines.path(vmid, "template")))
         return self._template_facts(seen, wanted)
 
-    def _is_restored(self, seen: Seen, wanted: Checkpoint, tree: Tree) -> bool:
-        operation = wanted.identity.get("operation") if wanted.identity else None
-        if operation is None:
-            return False
-        noted = Identity.parse(seen.config.get("description")) or Identity(())
-        if noted.get("operation") == operation:
-            return True
-        newest = self.machines.tasks.newest(vmid=seen.vmid)
-        rolled_back = newest is not None and newest["type"] == "qmrollback" and newest.get("status") == "OK"
-        ours, _at, before = (noted.get("restoring") or "").partition("@")
-        return (
-            rolled_back
-            and (ours, before != _instant(newest)) == (operation, True)
-            and seen.config.get("parent") == wanted.name
-            and (tree[wanted.name].ram or not seen.running)
-        )
-
-    def _roll_back(self, vmid: int, wanted: Checkpoint, starts: bool, first: tuple[Seen, bool] | None) -> None:
-        if first is None:
-            seen = self.seen(vmid, wanted.identity)
-            first = (seen, self._is_restored(seen, wanted, self.tree(vmid)))
-        seen, done = first
-        if not done:
-            self._note_restoring(seen, wanted)
-            path = self.machines.path(vmid, "snapshot", wanted.name, "rollback")
-            self.machines.task(lambda: self.client.post(path))
-            seen = (self.machines.settled(vmid) if starts else None) or seen
-        if starts and not seen.running:
-            self.machines.task(lambda: self.client.post(self.machines.path(vmid, "status", "start")))
-
-    def _note_restoring(self, seen: Seen, wanted: Checkpoint) -> None:
-        """Writes which operation rolls back, and what happened before: a rollback leaves the description as it is."""
-        noted = Identity.parse(seen.config.get("description"))
-        operation = wanted.identity.get("operation") if wanted.identity else None
-        if noted is None or operation is None:
-            return
-        before = _instant(self.machines.tasks.newest(vmid=seen.vmid))
-        line = Identity.of(**{**dict(noted.fields), "restoring": f"{operation}@{before}"}).line()
-        _first, newline, rest = str(seen.config["description"]).partition("\n")
-        self.machines.set_config(seen.vmid, {"description": line + newline + rest})
-
     def _remove(self, vmid: int, name: str, tree: Tree | None) -> None:
         first = tree is not None
         if tree is None:
-            self.seen(vmid, None)
-            tree = self.tree(vmid)
+            _seen, tree = self.thorough(vmid, None)
         if name not in tree:
             return
         try:
@@ -363,11 +309,6 @@ def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """What before and after show of a checkpoint."""
     shown = {"checkpoint": facts["name"], "vm_id": facts["vm_id"], "carrier": facts["carrier"]}
     return shown | {key: facts[key] for key in ("description", "parent", "ram") if key in facts}
-
-
-def _instant(task: dict[str, Any] | None) -> str:
-    """A task's process, as short as its UPID has it."""
-    return ".".join(task["upid"].split(":")[2:5]) if task else ""
 
 
 def _mark(name: str) -> re.Pattern[str]:

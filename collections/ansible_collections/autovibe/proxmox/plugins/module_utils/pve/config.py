@@ -73,6 +73,8 @@ class Wanted:
 
     name: str | None = None
     identity: Identity | None = None
+    #: The SMBIOS uuid that proves which VM it is: one that has it and no identity yet is taken over.
+    expected_uuid: str | None = None
     notes: str | None = None
     tags: list[str] | None = None
     cores: int | None = None
@@ -102,7 +104,9 @@ class Wanted:
             if self.notes is None or Identity.parse(current) is None:
                 return self.notes
             return "\n".join(filter(None, [first, self.notes]))
-        known = Identity.parse(current) or Identity(())
+        known = Identity.parse(current)
+        if known is None:
+            known, rest = Identity(()), current or ""  # all of it is what a person wrote
         line = Identity.of(**{**dict(known.fields), **dict(self.identity.fields)}).line()
         return "\n".join(filter(None, [line, rest if self.notes is None else self.notes]))
 

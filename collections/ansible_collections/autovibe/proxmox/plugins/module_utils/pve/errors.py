@@ -106,6 +106,11 @@ class TaskFailed(PveError):
         return is_transient(self.exitstatus)
 
     @property
+    def id_taken(self) -> bool:
+        """The VM id of a clone was free when it was asked for, and is in use when it is made: nothing was."""
+        return ID_TAKEN.search(self.exitstatus) is not None
+
+    @property
     def was_locked(self) -> bool:
         """Another task had the VM; nothing was executed."""
         return "is locked" in self.exitstatus

@@ -73,6 +73,9 @@ class Image:
         return f"{self.storage}:import/{stem}-{fingerprint.partition(':')[2][:DIGITS]}{ending}"
 
     def _bring(self, machines: Machines, volume: str) -> None:
+        if self.file:  # another controller's upload stands in the list before it is whole
+            machines.tasks.node = machines.node
+            machines.tasks.settle_own(kind="imgcopy")
         if self._listed(machines, volume):
             return
         name = volume.rpartition("/")[2]

@@ -18,6 +18,7 @@ from .config import (
     CLOUD_INIT,
     PASSWORD,
     PASSWORD_SET,
+    Identity,
     Wanted,
     desired,
     inherited,
@@ -103,6 +104,10 @@ class Machines(Node):
         before = view(base, list(values), first.status)
         merged = {**base, **values, **self.grown(wanted, base)}
         predicted = view(merged, list(values), target)
+        if first.hibernated and target == "stopped" and _configured(before) != _configured(predicted):
+            raise NotPossible(
+                f"VM {first.vmid} is hibernated; start it first: until it goes on, nothing of it can be changed."
+            )
         if check or before == predicted:
             facts = self._facts(first, vmid, merged, target, False)
             return Change(before, predicted, facts, first.running)
@@ -261,8 +266,20 @@ class Machines(Node):
                 self._clear(vmid)
             return None
         if seen is not None:
-            self.check_identity(seen, wanted.identity)
+            self._check_owner(seen, wanted)
         return seen
+
+    def _check_owner(self, seen: Seen, wanted: Wanted) -> None:
+        """The VM has to be this one: by its identity or, as long as it carries none, by its SMBIOS uuid."""
+        self.check_uuid(seen.vmid, seen.config, wanted.expected_uuid)
+        carried = Identity.parse(seen.config.get("description"))
+        if wanted.expected_uuid is None or wanted.identity is None:
+            self.check_identity(seen, wanted.identity)
+        elif carried is not None and not wanted.identity.owns(seen.config.get("description")):
+            raise IdentityError(
+                f"VM {seen.vmid} carries another identity, '{carried.line()}'; if what made it is gone for good, "
+                f"remove that first line of its notes and run this again."
+            )
 
     def _may_clear(self, found: HalfMadeClone, wanted: Wanted) -> bool:
         """Only root in person may, and sees all tasks: none works on it. And it has to be ours, or nobody's yet."""
@@ -352,6 +369,11 @@ class Machines(Node):
             "template": bool(seen and seen.template),
             "restart_required": seen.pending if seen and seen.running and status != "stopped" else [],
         }
+
+
+def _configured(shown: dict[str, Any]) -> dict[str, Any]:
+    """What before or after show of the VM's configuration."""
+    return {key: value for key, value in shown.items() if key not in ("status", "pool")}
 
 
 def _of_other_calls(wanted: Wanted) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from .client import Client, waits
 from .config import Identity, split_tags
+from .devices import parse_smbios
 from .errors import (
     Ambiguous,
     ApiError,
@@ -47,6 +48,11 @@ class Seen:
     @property
     def template(self) -> bool:
         return bool(int(self.config.get("template") or 0))
+
+    @property
+    def hibernated(self) -> bool:
+        """Whether it is stopped with its RAM saved: a start goes on from there."""
+        return self.config.get("lock") == "suspended"
 
 
 @dataclass(frozen=True)
@@ -178,11 +184,16 @@ class Node:
         config, pending = _merged(entries)
         if config.get("lock") in HALF_MADE or config.get("template"):
             return Seen(vmid, config, "stopped", pending)
-        status = self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "status", "current")))
-        if status is None:
+        status = self.power(vmid)
+        return None if status is None else Seen(vmid, config, status, pending)
+
+    def power(self, vmid: int) -> str | None:
+        """running, paused or stopped; None when there is no such VM."""
+        found = self._unless_missing(vmid, lambda: self.client.get(self.path(vmid, "status", "current")))
+        if found is None:
             return None
-        paused = status["status"] == "running" and status.get("qmpstatus") == "paused"
-        return Seen(vmid, config, "paused" if paused else status["status"], pending)
+        paused = found["status"] == "running" and found.get("qmpstatus") == "paused"
+        return "paused" if paused else found["status"]
 
     def pending(self, vmid: int) -> list[str]:
         """The keys whose new value waits for a restart."""
@@ -296,6 +307,15 @@ class Node:
             raise IdentityError(
                 f"VM {seen.vmid} on node {self.node} is '{seen.config.get('name', '')}', without the identity "
                 f"'{identity.line()}'; take another VM id."
+            )
+
+    def check_uuid(self, vmid: int, config: dict[str, Any], expected: str | None) -> None:
+        """IdentityError unless the VM has this SMBIOS uuid, which its guest sees as its product's; None: any."""
+        found = parse_smbios(config.get("smbios1")).get("uuid", "")
+        if expected is not None and found.lower() != expected.strip().lower():
+            raise IdentityError(
+                f"VM {vmid} ('{config.get('name', '')}') has the SMBIOS uuid {found or '(none)'}, not "
+                f"{expected.strip()}: it is another VM than the one that is meant; check vm_id."
             )
 
     def _refuse_locked(self, vmid: int, lock: str, hidden: Forbidden | None, config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ApiError, SettingsError
+from .errors import ApiError, SettingsError, TaskFailed
 from .images import Upload
 from .machines import Machines, persist
 
@@ -62,7 +62,7 @@ class Seed:
         where = f"/nodes/{machines.node}/storage/{self.storage}/content/{self.storage}:iso/{self.name}"
         try:
             machines.task(machines.client.delete(where))
-        except ApiError:
+        except (ApiError, TaskFailed):
             return
 
 

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import stat
 import tempfile
 import time
@@ -30,11 +31,17 @@ SLOT_PATIENCE = 60.0
 WAITERS_SECONDS = 5.0
 
 
+#: In memory: who waits for a snapshot of the very VM that it runs in must not wait for a disk, which is frozen then.
+MEMORY = "/dev/shm"
+
+
 def folder() -> str | None:
-    """The private folder; None when there is none that is safe to use."""
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+    """The private folder, in the first place that has one which can be used; None when there is none."""
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), MEMORY, tempfile.gettempdir()):
         if base and os.path.isdir(base):
-            return _private_folder(os.path.join(base, f"autovibe-proxmox-{os.getuid()}"))
+            path = _private_folder(os.path.join(base, f"autovibe-proxmox-{os.getuid()}"))
+            if path is not None:
+                return path
     return None
 
 
@@ -46,7 +53,8 @@ def _private_folder(path: str) -> str | None:
     except OSError:
         return None
     private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return path if private else None
+    # A file system may have become read-only since the folder was made.
+    return path if private and os.access(path, os.W_OK | os.X_OK) else None
 
 
 class Shared:
@@ -82,9 +90,21 @@ class Shared:
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
 
+    @property
+    def home(self) -> str | None:
+        """A short name of the place where this is shared, the same for all its processes until the next boot."""
+        if self._folder is None:
+            return None
+        with contextlib.suppress(OSError):
+            found = os.stat(self._folder)
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                key = (socket.gethostname(), file.read(), found.st_dev, found.st_ino)
+            return hashlib.sha256(repr(key).encode()).hexdigest()[:12]
+        return None
+
     @contextlib.contextmanager
-    def alone(self, what: str, patience: float = 5.0) -> Iterator[None]:
-        """Only one process at a time does `what`; after `patience` seconds more than one may."""
+    def alone(self, what: str, patience: float = 5.0) -> Iterator[bool]:
+        """Only one process at a time does `what`; after `patience` seconds more than one may, which get False."""
         deadline, pause = time.monotonic() + patience, 0.005
         file = self._locked(what)
         while file is None and self._folder is not None and time.monotonic() < deadline:
@@ -92,7 +112,7 @@ class Shared:
             pause = min(pause * 1.1, 0.2)
             file = self._locked(what)
         try:
-            yield
+            yield file is not None
         finally:
             if file is not None:
                 file.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .config import PASSWORD, Identity, Wanted, as_call, desired, differences
 from .devices import disk_size, parse_net, properties
-from .errors import ApiError, Forbidden, IdentityError, IdTaken, NotFound, PveError
+from .errors import ApiError, Forbidden, IdentityError, IdTaken, NotFound, PveError, TaskFailed
 from .node import FromWhere, Image, Seen, Source
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Run:
         fresh = seen is None
         if seen is None:
             seen = self._cloned()
+        seen = self._woken(seen)
         values = differences(desired(wanted, seen.config, self.created), seen.config)
         if PASSWORD in self.sent:
             values.pop(PASSWORD, None)
@@ -110,7 +111,12 @@ class Run:
                 with shared.alone("nextid"):
                     self.vmid = int(machines.client.get("/cluster/nextid"))
                     upid = self._begin(origin, self.vmid)
-            machines.task(upid)
+            try:
+                machines.task(upid)
+            except TaskFailed as error:
+                if not error.id_taken:
+                    raise
+                raise self._taken(self.vmid or 0) from error
         self.created = True
         config = machines.config(self.vmid or 0)
         if config is None:
@@ -147,11 +153,23 @@ class Run:
                 raise NotFound(f"The source, VM {origin.vmid}, does not exist on node {machines.node}.") from error
             if not error.id_taken:
                 raise
-            self.refused += 1
-            if self.given and self.refused > 2:
-                raise IdTaken(f"VM id {vmid}, by a VM of another node or a container; take another one.") from error
-            self.vmid = vmid if self.given else None
-            raise Raced(f"VM id {vmid}.") from error
+            raise self._taken(vmid) from error
+
+    def _taken(self, vmid: int) -> PveError:
+        """What to raise when somebody else has the id: another pass looks whose it is, or takes another id."""
+        self.refused += 1
+        if self.given and self.refused > 2:
+            return IdTaken(f"VM id {vmid}, by a VM of another node or a container; take another one.")
+        self.vmid = vmid if self.given else None
+        return Raced(f"VM id {vmid}.")
+
+    def _woken(self, seen: Seen) -> Seen:
+        """A hibernated VM goes on before anything of it is changed: Proxmox VE refuses that until then."""
+        if not seen.hibernated or self.target in (None, "stopped"):
+            return seen
+        seen = self._powered(seen, fresh=False)
+        self.started = False  # it goes on with what it had: a change still waits for a restart
+        return replace(seen, config={key: value for key, value in seen.config.items() if key != "lock"})
 
     def _resized(self, seen: Seen) -> Seen:
         grown = self.machines.grown(self.wanted, seen.config)

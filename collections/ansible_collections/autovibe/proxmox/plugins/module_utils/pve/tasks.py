@@ -100,6 +100,10 @@ class Tasks:
         earlier = [upid for upid in active if Upid.parse(upid).starttime < before]
         return self._settled([upid for upid in earlier if vmid is not None or self.is_mine(upid)])
 
+    def settle_own(self, *, kind: str) -> bool:
+        """Waits for our tasks of a kind, whichever process has begun them; True when there was one."""
+        return self._settled([upid for upid in self.active(vmid=None, kind=kind) if self.is_mine(upid)])
+
     def is_mine(self, upid: str) -> bool:
         """Whether these credentials have begun the task."""
         return upid.split(":")[7:8] == [self.client.endpoint.who()]

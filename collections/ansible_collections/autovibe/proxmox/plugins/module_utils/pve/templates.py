@@ -4,23 +4,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .building import SEALED, Building, Race, Version
 from .checkpoints import Checkpoints
 from .config import Identity, Wanted
-from .errors import ApiError, IdentityError, NotFound, NotPossible, PveError
+from .errors import ApiError, IdentityError, NotFound, NotPossible, Overtaken, PveError, TaskFailed
 from .guest import Guest
 from .images import Image
 from .machines import Change, Machines, Raced, persist
-from .seed import Seed
+from .seed import DRIVE, Seed
+from .versions import Versions, identity_line, is_version, own_version, version_of
 
-DISK = re.compile(r"(scsi|virtio|sata|ide|efidisk|tpmstate)\d+")
-#: Stands in the description of a VM that is built, sealed and stopped: all that is left is to convert it.
-SEALED = "sealed"
 #: How long the guest of a template may take to boot, and to install its agent where it has none.
 BOOT_SECONDS = 1200
 SHUTDOWN_SECONDS = 120
@@ -130,6 +129,10 @@ class Inputs:
         """What holds until the template is sealed."""
         return {**self.build, **(self.seed.config() if self.seed else {})} if self.steps else {}
 
+    def at_first(self) -> dict[str, Any]:
+        """What of it the VM is created with: the CD comes when it is known who builds."""
+        return {key: None if self.seed and key == DRIVE else value for key, value in self.temporary().items()}
+
 
 class Templates:
     def __init__(self, machines: Machines):
@@ -159,8 +162,8 @@ class Templates:
         identity = Identity.of(installation=installation, template=inputs.name, inputs=inputs.version())
         found = self._find(identity, inputs.name, vmid)
         wanted = {"name": inputs.name, "inputs": inputs.version(), "template": True}
-        done = bool(found and self._is_template(found))
-        made = found
+        done = bool(found and found.done)
+        made = found.vmid if found else None
         if not done and not check:
             values = {"tags": ";".join(tags or ["autovibe"]), "pool": pool}
             made = self._built_alone(inputs, values, identity, vmid, first_vmid)
@@ -183,108 +186,139 @@ class Templates:
         vmid: int | None,
         first_vmid: int | None,
     ) -> int:
-        """One process of ours at a time builds a version; the others find it when it is done."""
+        """One builder at a time builds a version; the others find it when it is done (building.py)."""
         machines = self.machines
-        with machines.tasks.shared(machines.node).alone(f"template-{inputs.version()}", machines.tasks.timeout):
-            found = self._find(identity, inputs.name, vmid)
-            if found is not None and self._is_template(found):
-                return found
-            disk = inputs.image.obtain(machines, inputs.fingerprint)
-            new = vmid or found or self._free(first_vmid)
-            return self._build(inputs, {**inputs.config(disk), **values}, identity, found, new)
+        shared = machines.tasks.shared(machines.node)
+        with shared.alone(f"template-{inputs.version()}", machines.tasks.timeout) as mine:
+            race = Race(machines, shared.home if mine else None, lambda: self._versions(identity, inputs.name, vmid))
+            identity = Identity.of(**dict(identity.fields), by=race.by)
+            while True:
+                adopted = self._adopted(inputs, race.left(), identity)
+                if adopted and adopted.done:
+                    return adopted.vmid
+                if adopted is None:
+                    disk = inputs.image.obtain(machines, inputs.fingerprint)
+                    values = {**inputs.config(disk), **values}
+                    first = {**values, **inputs.at_first()}
+                    new = vmid or self._free(first_vmid)
+                    adopted = persist(lambda new=new, first=first: self._create(new, identity, first))
+                    if adopted.by != race.by:
+                        continue
+                    if not race.wins(adopted.vmid):
+                        self._discard(adopted.vmid, identity)
+                        continue
+                with contextlib.suppress(Overtaken):
+                    return self._build(inputs, values, identity, adopted)
 
-    def _build(
-        self, inputs: Inputs, values: dict[str, Any], identity: Identity, found: int | None, vmid: int | None
-    ) -> int:
-        if found is not None and inputs.steps and not self._is_sealed(found):
-            self._discard(found, identity)
-            found = None
-        if found is None and inputs.steps and inputs.seed:
-            inputs.seed.bring(self.machines)
-        made = persist(lambda: self._create(found, vmid, identity, {**values, **inputs.temporary()}))
-        if inputs.disk_size and not self._is_sealed(made):
-            self.machines.ensure(made, Wanted(disk_size=inputs.disk_size))
-        if inputs.steps and not self._is_sealed(made):
-            self._customise(made, inputs, identity, values)
+    def _adopted(self, inputs: Inputs, left: list[Version], identity: Identity) -> Version | None:
+        """Of what is there the one that is finished, or that can be gone on with; the others are removed."""
+        if left and left[0].done:
+            return left[0]
+        usable = next((one for one in left if one.sealed or not inputs.steps), None)
+        for one in left:
+            if one is not usable:
+                self._discard(one.vmid, identity)
+        return usable
+
+    def _build(self, inputs: Inputs, values: dict[str, Any], identity: Identity, made: Version) -> int:
+        vmid = made.vmid
+        if not made.sealed:
+            if inputs.steps:
+                self._customise(vmid, inputs, identity, values)
+            elif inputs.disk_size:
+                self.machines.ensure(vmid, Wanted(disk_size=inputs.disk_size))
         if inputs.steps and inputs.seed:
             inputs.seed.remove(self.machines)
-        persist(lambda: self.checkpoints.convert(made))
-        return made
+        persist(lambda: self.checkpoints.convert(vmid))
+        return vmid
 
     def _customise(self, vmid: int, inputs: Inputs, identity: Identity, values: dict[str, Any]) -> None:
         """The first boot: the steps, the seal, the shutdown, and with the final configuration the mark that says so."""
-        machines = self.machines
-        machines.ensure(vmid, Wanted(), state="started")
-        guest = Guest(self.client, machines.node, vmid)
-        guest.wait(BOOT_SECONDS)
-        for step in inputs.steps:
-            step.run(guest)
-        Step(("/bin/sh", "-c", SEAL)).run(guest)
-        machines.ensure(vmid, Wanted(), state="stopped", shutdown_timeout=SHUTDOWN_SECONDS)
+        machines, line = self.machines, identity_line(identity, vmid)
+        with Building(machines, vmid, line) as building:
+            if inputs.seed:
+                inputs.seed.bring(machines)
+                persist(lambda: machines.set_config(vmid, inputs.seed.config()))
+            machines.ensure(vmid, Wanted(disk_size=inputs.disk_size), state="started")
+            guest = Guest(self.client, machines.node, vmid)
+            guest.wait(BOOT_SECONDS)
+            for step in inputs.steps:
+                building.check()
+                step.run(guest)
+            building.check()
+            Step(("/bin/sh", "-c", SEAL)).run(guest)
+            machines.ensure(vmid, Wanted(), state="stopped", shutdown_timeout=SHUTDOWN_SECONDS)
         final = {key: values[key] for key in inputs.temporary() if key in values}
         if gone := sorted(set(inputs.temporary()) - set(final)):
             final["delete"] = ",".join(gone)
-        final["description"] = f"{_line(identity, vmid)}\n{SEALED}"
+        final["description"] = f"{line}\n{SEALED}"
         persist(lambda: machines.set_config(vmid, final))
 
-    def _is_sealed(self, vmid: int) -> bool:
-        seen = self.machines.settled(vmid)
-        return bool(seen and not seen.running and SEALED in str(seen.config.get("description", "")).split())
-
     def _discard(self, vmid: int, identity: Identity) -> None:
-        self.machines.remove(vmid, Wanted(identity=identity), force=True)
+        try:
+            self.machines.remove(vmid, Wanted(identity=identity), force=True)
+        except (ApiError, TaskFailed):
+            if self.machines.look(vmid) is not None:  # else another process was faster
+                raise
 
     def convert(self, vmid: int, *, check: bool = False) -> Change:
         """A VM that is there, stopped and without snapshots, as a template."""
         seen = self.machines.settled(vmid)
         if seen is None:
             raise NotFound(f"VM {vmid} does not exist on node {self.machines.node}.")
-        facts = {"name": seen.config.get("name"), "vm_id": vmid, "node": self.machines.node, "inputs": None}
+        facts = {
+            "name": seen.config.get("name"),
+            "vm_id": vmid,
+            "node": self.machines.node,
+            "inputs": own_version(seen.config, vmid),
+        }
         if seen.running:
             raise NotPossible(f"VM {vmid} is running; only a stopped VM can become a template.")
         if not seen.template and not check:
             persist(lambda: self.checkpoints.convert(vmid))
         return Change({"template": seen.template}, {"template": True}, facts)
 
-    def _find(self, identity: Identity, name: str, vmid: int | None) -> int | None:
+    def _find(self, identity: Identity, name: str, vmid: int | None) -> Version | None:
+        return next(iter(self._versions(identity, name, vmid)), None)
+
+    def _versions(self, identity: Identity, name: str, vmid: int | None) -> list[Version]:
+        """The VMs of this version, finished ones first; with a `vmid` it is that one, and no other may be there."""
         if vmid is not None:
             seen = self.machines.settled(vmid)
-            if seen is not None:
-                self.machines.check_identity(seen, identity)
-                if not _is_version(seen.config, vmid, identity):
-                    raise IdentityError(f"VM {vmid} is a clone of template '{name}', or another installation's.")
-                self._refuse_other_version(seen.config, identity, vmid)
-            return vmid if seen else None
+            if seen is None:
+                return []
+            self.machines.check_identity(seen, identity)
+            if not is_version(seen.config, vmid, identity):
+                raise IdentityError(f"VM {vmid} is a clone of template '{name}', or another installation's.")
+            self._refuse_other_version(seen.config, identity, vmid)
+            return [Version(vmid, seen.config)]
+        found = []
         for vm in self.machines.list():
             if vm.get("name") == name:
                 config = self.machines.config(vm["vmid"]) or {}
-                if _is_version(config, int(vm["vmid"]), identity) and _version(config) == identity.get("inputs"):
-                    return int(vm["vmid"])
-        return None
+                if is_version(config, int(vm["vmid"]), identity) and version_of(config) == identity.get("inputs"):
+                    found.append(Version(int(vm["vmid"]), config))
+        return sorted(found, key=lambda one: not one.done)
 
     def _refuse_other_version(self, config: dict[str, Any], identity: Identity, vmid: int) -> None:
-        if _version(config) != identity.get("inputs"):
+        if version_of(config) != identity.get("inputs"):
             raise NotPossible(
-                f"VM {vmid} is another version of template '{identity.get('template')}' (inputs {_version(config)}, "
+                f"VM {vmid} is another version of template '{identity.get('template')}' (inputs {version_of(config)}, "
                 f"wanted {identity.get('inputs')}); give the new version another VM id."
             )
 
-    def _is_template(self, vmid: int) -> bool:
-        seen = self.machines.settled(vmid)
-        return bool(seen and seen.template)
-
-    def _create(self, found: int | None, vmid: int | None, identity: Identity, values: dict[str, Any]) -> int:
-        if found is not None:
-            return found
-        # Looked for again: a pass whose answer was lost may have made it, or a run that was broken off.
+    def _create(self, vmid: int | None, identity: Identity, values: dict[str, Any]) -> Version:
+        """The VM, made; or the one that is there, which may be another builder's."""
+        # A pass whose answer was lost may have made it, or a run that was broken off.
         if vmid is None:
             self.machines.tasks.node = self.machines.node
             self.machines.tasks.settle_earlier(kind="qmcreate")
-        again = self._find(identity, values["name"], vmid)
-        if again is not None:
-            return again
         new = vmid or int(self.client.get("/cluster/nextid"))
-        values = {**values, "description": _line(identity, new)}
+        # In this order: who makes one after this look takes the id that we mean, and makes us look again.
+        there = self._find(identity, values["name"], vmid)
+        if there is not None:
+            return there
+        values = {**values, "description": identity_line(identity, new)}
         try:
             path = f"/nodes/{self.machines.node}/qemu"
             self.machines.task(lambda: self.client.post(path, vmid=new, **values))
@@ -292,7 +326,7 @@ class Templates:
             if error.id_taken:
                 raise Raced(f"VM id {new}.") from error
             raise
-        return new
+        return Version(new, values)
 
     def _free(self, vmid: int | None) -> int | None:
         """The VM id if nobody has it. It needs no privilege to ask."""
@@ -308,65 +342,3 @@ class Templates:
 
     def _facts(self, vmid: int | None, inputs: Inputs, identity: Identity) -> dict[str, Any]:
         return {"name": inputs.name, "vm_id": vmid, "node": self.machines.node, "inputs": identity.get("inputs")}
-
-
-class Versions:
-    """The older versions of a template, and what becomes of them."""
-
-    def __init__(self, machines: Machines, identity: Identity, current: int | None):
-        self.machines, self.identity, self.current = machines, identity, current
-
-    def listed(self) -> list[int]:
-        """Their VM ids, newest first; a build that was given up counts as a version."""
-        name, found = self.identity.get("template"), []
-        for vm in self.machines.list():
-            if vm.get("name") != name or int(vm["vmid"]) == self.current:
-                continue
-            config = self.machines.config(int(vm["vmid"])) or {}
-            if _is_version(config, int(vm["vmid"]), self.identity):
-                found.append((_ctime(config), int(vm["vmid"])))
-        return [vmid for _ctime, vmid in sorted(found, reverse=True)]
-
-    def prune(self, keep: int, *, check: bool = False) -> list[int]:
-        """Removes all but the `keep` newest, the current one among them; never one that has linked clones."""
-        gone = [vmid for vmid in self.listed()[max(keep - 1, 0) :] if not self._has_clones(vmid)]
-        for vmid in [] if check else gone:
-            self.machines.remove(vmid, Wanted(identity=_without_version(self.identity)), force=True)
-        return gone
-
-    def _has_clones(self, vmid: int) -> bool:
-        """A linked clone's volume names the one that it is based on: `local:100/base-100-disk-0.qcow2/101/vm-101-…`."""
-        config = self.machines.config(vmid) or {}
-        storages = {str(value).partition(":")[0] for key, value in config.items() if DISK.fullmatch(key)}
-        base = re.compile(rf"base-{vmid}-disk-\d+[^/]*/")
-        where = f"/nodes/{self.machines.node}/storage"
-        listed = [entry for one in storages for entry in self.machines.client.get(f"{where}/{one}/content")]
-        return any(base.search(entry["volid"]) for entry in listed)
-
-
-def _without_version(identity: Identity) -> Identity:
-    return Identity.of(installation=identity.get("installation"), template=identity.get("template"))
-
-
-def _line(identity: Identity, vmid: int) -> str:
-    """The identity with the VM id: a clone inherits the text, and is none of the template's versions."""
-    return Identity.of(**dict(identity.fields), vm=str(vmid)).line()
-
-
-def _is_version(config: dict[str, Any], vmid: int, identity: Identity) -> bool:
-    """Whether a VM is a version of this template, or is becoming one."""
-    found = Identity.parse(config.get("description"))
-    if found is None or any(found.get(name) != identity.get(name) for name in ("installation", "template")):
-        return False
-    # Templates of version 0.1 do not say their id.
-    return found.get("vm") == str(vmid) or (found.get("vm") is None and bool(int(config.get("template") or 0)))
-
-
-def _ctime(config: dict[str, Any]) -> int:
-    found = re.search(r"ctime=(\d+)", str(config.get("meta", "")))
-    return int(found[1]) if found else 0
-
-
-def _version(config: dict[str, Any]) -> str | None:
-    identity = Identity.parse(config.get("description"))
-    return identity.get("inputs") if identity else None

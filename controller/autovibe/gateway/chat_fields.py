@@ -1,0 +1,137 @@
+"""What a chat completions request may contain: only what has a proven bound of its cost.
+
+The rules are those of `fields.py`. What a server's chat template may write out again in its own way (tool definitions,
+calls, schemas: indented, escaped) is counted besides, in `Found.rewritten`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autovibe.gateway.errors import bad_request
+from autovibe.gateway.fields import (
+    MAX_IMAGES,
+    Found,
+    Rule,
+    anything,
+    by_type,
+    cache_control,
+    list_of,
+    model_name,
+    one_of,
+    or_text,
+    record,
+    size_of,
+    text,
+)
+
+NO_BOUND = {
+    "n": "each answer would cost as much as the first; ask again instead",
+    "modalities": "sound has another price",
+    "audio": "sound has another price",
+    "prediction": "predicted tokens are billed beyond max_tokens",
+    "web_search_options": "the provider's own tools cost extra",
+    "store": "the provider would keep what is in it",
+    "functions": "an old name; use tools",
+    "function_call": "an old name; use tool_choice",
+}
+DATA_URL = "data:image/"
+
+
+def rewritten(rule: Rule) -> Rule:
+    """What the rule lets pass, noting its size as text that may be written out again."""
+
+    def noted(value: Any, path: str, found: Found) -> None:
+        rule(value, path, found)
+        found.rewritten += size_of(value)
+
+    return noted
+
+
+def image_url(value: Any, path: str, found: Found) -> None:
+    record(("url",), url=text, detail=one_of("auto", "low", "high"))(value, path, found)
+    if not value["url"].startswith(DATA_URL):
+        raise bad_request(f"{path}.url: only an image inside the request (data:image/…;base64,…) has a known size")
+    found.images += 1
+    found.media(value["url"])
+    if found.images > MAX_IMAGES:
+        raise bad_request(f"{path}: more than {MAX_IMAGES} images")
+
+
+text_part = record(("text",), type=anything, text=text, cache_control=cache_control)
+content = or_text(
+    list_of(
+        by_type(
+            "its cost has no bound known here",
+            text=text_part,
+            image_url=record(("image_url",), type=anything, image_url=image_url),
+            refusal=record(type=anything, refusal=text),
+        )
+    )
+)
+tool_call = record(
+    ("function",),
+    id=text,
+    type=one_of("function"),
+    index=anything,
+    function=record(("name",), name=text, arguments=text),
+)
+message = record(
+    ("role",),
+    role=one_of("system", "developer", "user", "assistant", "tool"),
+    content=content,
+    name=text,
+    refusal=text,
+    # What the model thought before, as some servers want it back.
+    reasoning_content=text,
+    reasoning=text,
+    tool_calls=rewritten(list_of(tool_call)),
+    tool_call_id=text,
+)
+function_tool = record(
+    ("function",),
+    type=one_of("function"),
+    function=record(("name",), name=text, description=text, parameters=anything, strict=anything),
+    cache_control=cache_control,
+)
+response_format = by_type(
+    "only text, json_object and json_schema are known here",
+    text=record(type=anything),
+    json_object=record(type=anything),
+    json_schema=record(type=anything, json_schema=rewritten(anything)),
+)
+chat_request = record(
+    ("model", "messages"),
+    refusals=NO_BOUND,
+    model=model_name,
+    messages=list_of(message),
+    max_tokens=anything,
+    max_completion_tokens=anything,
+    stream=one_of(True, False),
+    stream_options=record(include_usage=one_of(True, False)),
+    tools=rewritten(list_of(function_tool)),
+    tool_choice=anything,
+    parallel_tool_calls=anything,
+    response_format=response_format,
+    n=one_of(1),
+    stop=anything,
+    seed=anything,
+    temperature=anything,
+    top_p=anything,
+    top_k=anything,
+    min_p=anything,
+    presence_penalty=anything,
+    frequency_penalty=anything,
+    repetition_penalty=anything,
+    logit_bias=anything,
+    logprobs=anything,
+    top_logprobs=anything,
+    reasoning_effort=anything,
+    verbosity=anything,
+    enable_thinking=anything,
+    chat_template_kwargs=record(enable_thinking=anything, thinking=anything),
+    service_tier=one_of("default"),
+    store=one_of(False),
+    user=anything,
+    metadata=anything,
+)
