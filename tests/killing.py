@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -125,15 +124,12 @@ class Killer:
 
     def _kill_supervisor(self, recursive: bool) -> None:
         """Without `recursive`, what Ansible is doing goes on, as it does when a worker is killed."""
-        supervisor = self._supervisor()
+        supervisor = self.site.supervisor()
         _kill_all([supervisor, *supervisor.children(recursive=recursive)])
-
-    def _supervisor(self) -> psutil.Process:
-        return psutil.Process(json.loads((self.site.state / "run" / "up.lock").read_text())["pid"])
 
     def _of_module(self, module: str) -> list[psutil.Process]:
         """The hub's processes of this module; there may be none for a moment, then NoSuchProcess."""
-        found = [child for child in self._supervisor().children() if child.cmdline()[1:3] == ["-m", module]]
+        found = [child for child in self.site.supervisor().children() if child.cmdline()[1:3] == ["-m", module]]
         if not found:
             raise psutil.NoSuchProcess(-1, module)
         return found

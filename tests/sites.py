@@ -72,6 +72,27 @@ class Site:
     def lab_up(self, *arguments: str) -> None:
         self.autovibe("lab", "up", "--port", str(self.lab_port), "--hub-port", str(self.hub_port), *arguments)
 
+    def supervisor(self) -> psutil.Process:
+        """The process under which the hub's own run."""
+        return psutil.Process(json.loads((self.state / "run" / "up.lock").read_text())["pid"])
+
+    def service(self, module: str) -> psutil.Process | None:
+        """The hub's process of this module; None while it is just being started anew."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return next((one for one in self.supervisor().children() if one.cmdline()[1:3] == ["-m", module]), None)
+        return None
+
+    @contextlib.contextmanager
+    def nothing_booked(self) -> Iterator[None]:
+        """The scheduler stands still, so that two questions about money are answered from one state of the books."""
+        scheduler = self.service("autovibe.scheduler")
+        assert scheduler is not None
+        scheduler.suspend()
+        try:
+            yield
+        finally:
+            scheduler.resume()
+
     def logs(self) -> str:
         """The tails of the hub's, the lab's and the guests' logs, for a failure's message."""
         found = sorted([*self.state.glob("log/*.log"), *self.state.glob("lab/*.log")])

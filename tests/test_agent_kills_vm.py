@@ -98,8 +98,8 @@ def _cut_off(hub: psutil.Process, seconds: float = 15) -> None:
 
 def _hub_of(site: Site) -> psutil.Process:
     """The process that serves the machines."""
-    hub = psutil.Process(json.loads((site.state / "run" / "up.lock").read_text())["pid"])
-    return next(child for child in hub.children(recursive=True) if child.cmdline()[1:3] == ["-m", "autovibe.api"])
+    children = site.supervisor().children(recursive=True)
+    return next(child for child in children if child.cmdline()[1:3] == ["-m", "autovibe.api"])
 
 
 def the_books_agree(site: Site, machine: str, bill: list[dict[str, Any]]) -> None:

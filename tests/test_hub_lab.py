@@ -52,7 +52,7 @@ def adopted(site: Site, vm: Vm) -> dict[str, Any]:
 
 def processes_of(site: Site) -> list[psutil.Process]:
     """All that would run in the hub's VM: its processes, its database, Ansible; not the lab's."""
-    supervisor = psutil.Process(json.loads((site.state / "run" / "up.lock").read_text())["pid"])
+    supervisor = site.supervisor()
     postmaster = psutil.Process(int((site.state / "pg" / "data" / "postmaster.pid").read_text().split()[0]))
     return [one for top in (supervisor, postmaster) for one in [top, *top.children(recursive=True)]]
 

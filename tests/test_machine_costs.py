@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from sites import BINARIES, ROOT, Site, running_site
 
@@ -73,6 +71,12 @@ def lines(site: Site, project: str) -> list[dict[str, Any]]:
     return site.json("usage", project, "--last", "100000")["lines"]
 
 
+def account(site: Site, project: str) -> tuple[dict[str, Decimal], list[dict[str, Any]]]:
+    """The budget and the ledger's lines as they stand together: what ended still has a disk that is paid for."""
+    with site.nothing_booked():
+        return budget(site, project), lines(site, project)
+
+
 def test_a_machines_whole_money_from_the_first_minute_to_the_top_up(site: Site) -> None:
     site.autovibe("project", "create", "dear", "--budget", "40")
     spawn(site, "dear", "one")
@@ -84,11 +88,11 @@ def test_a_machines_whole_money_from_the_first_minute_to_the_top_up(site: Site) 
     assert paused["pause_reason"] == "budget"
     vm = site.state / "lab" / "qemu-server" / f"{paused['vm_id']}.conf"
     assert f"[av-{paused['last_checkpoint'].replace('-', '')}]" in vm.read_text(), "its snapshot"
-    after = budget(site, "dear")
+    after, found = account(site, "dear")
     assert after["overrun"] == 0
     assert after["reserved"] < 1, "nothing of its runtime, only of its disk"
     assert Decimal(10) < after["used"] <= after["allocated"] == 40
-    assert after["used"] == sum(Decimal(line["cost_cad"]) for line in lines(site, "dear"))
+    assert after["used"] == sum(Decimal(line["cost_cad"]) for line in found)
     by_type = site.json("usage", "dear", "--by", "type")
     assert {row["type"] for row in by_type} == {"cpu/vm_cpu", "memory/vm_memory", "storage/vm_disk", "time/vm_runtime"}
 
@@ -100,10 +104,10 @@ def test_a_machines_whole_money_from_the_first_minute_to_the_top_up(site: Site) 
     wait_for(lambda: budget(site, "dear")["used"] > at, "the next line")
 
     site.autovibe("machine", "terminate", "one")
-    ended = budget(site, "dear")
+    ended, found = account(site, "dear")
     assert ended["overrun"] == 0
-    assert ended["used"] == sum(Decimal(line["cost_cad"]) for line in lines(site, "dear"))
-    assert not overlaps(lines(site, "dear"))
+    assert ended["used"] == sum(Decimal(line["cost_cad"]) for line in found)
+    assert not overlaps(found)
 
 
 def overlaps(found: list[dict[str, Any]]) -> list[Any]:
@@ -119,18 +123,6 @@ def overlaps(found: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
-def scheduler(site: Site) -> psutil.Process:
-    hub = psutil.Process(json.loads((site.state / "run" / "up.lock").read_text())["pid"])
-
-    def running() -> list[psutil.Process]:
-        """None while the hub is just starting it anew."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [child for child in hub.children() if "autovibe.scheduler" in " ".join(child.cmdline())]
-        return []
-
-    return wait_for(running, "the scheduler")[0]
-
-
 def test_a_killed_meter_run_books_everything_once(site: Site) -> None:
     site.autovibe("project", "create", "killed", "--budget", "5000")
     for name in ("k1", "k2"):
@@ -139,13 +131,13 @@ def test_a_killed_meter_run_books_everything_once(site: Site) -> None:
         wait_for(lambda name=name: succeeded(site, name, "spawn"), "the machines")
     for _ in range(2):
         folders = wait_for(lambda: metering_runs(site), "a run of the meter")
-        victim = scheduler(site)
+        victim = wait_for(lambda: site.service("autovibe.scheduler"), "the scheduler")
         os.kill(victim.pid, signal.SIGKILL)
         wait_for(lambda victim=victim: not victim.is_running(), "its end")
         wait_for(lambda folders=folders: metering_runs(site) - folders, "the next run")
     for name in ("k1", "k2"):
         site.autovibe("machine", "terminate", name)
-    found = lines(site, "killed")
+    left, found = account(site, "killed")
     assert not overlaps(found)
     for vm_id in {line["metadata"]["vm_id"] for line in found}:
         periods = sorted(
@@ -153,7 +145,6 @@ def test_a_killed_meter_run_books_everything_once(site: Site) -> None:
             if (line["metadata"]["vm_id"], line["type"]) == (vm_id, "time")
         )  # fmt: skip
         assert all(before[1] == after[0] for before, after in zip(periods, periods[1:], strict=False)), "no gap"
-    left = budget(site, "killed")
     assert (left["reserved"], left["overrun"]) == (0, 0)
     assert left["used"] == sum(Decimal(line["cost_cad"]) for line in found)
 

@@ -63,8 +63,7 @@ def wait_for(condition: Any, what: str, seconds: float = 60) -> Any:
 
 def worker_of(site: Any) -> psutil.Process:
     """The worker process under this site's supervisor."""
-    hub = psutil.Process(json.loads((site.state / "run" / "up.lock").read_text())["pid"])
-    return next(child for child in hub.children() if "autovibe.worker" in " ".join(child.cmdline()))
+    return next(child for child in site.supervisor().children() if "autovibe.worker" in " ".join(child.cmdline()))
 
 
 def is_gone(process: psutil.Process) -> bool:
