@@ -1,4 +1,4 @@
-"""qwen-code and aider for the guest image's flavour `agents`: each a folder in the cache, laid out as in the guest.
+"""The coding CLIs of the guest images, each in the cache once: Claude Code's program, and laid out as in the guest
 
 qwen-<version>/usr/local/{bin/qwen, bin/node, lib/qwen-code/}
 aider-<version>/{usr/local/bin/aider, opt/aider/}
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from autovibe_lab.image_tools import ImageError, Progress, run
 
+CLAUDE_PACKAGE, CLAUDE_VERSION = "@anthropic-ai/claude-code-linux-x64", "2.1.330"
 QWEN_PACKAGE, QWEN_VERSION = "@qwen-code/qwen-code", "0.24.4"
 AIDER_VERSION = "0.86.2"
 #: The guest's Python (Debian 12's) and the C libraries that its wheels may want.
@@ -25,13 +26,33 @@ AIDER_SCRIPT = '#!/bin/sh\nPYTHONPATH="${0%/usr/local/bin/aider}/opt/aider" exec
 
 def names() -> set[str]:
     """The cache's names of these versions."""
-    return {f"qwen-{QWEN_VERSION}", f"aider-{AIDER_VERSION}"}
+    return {f"claude-{CLAUDE_VERSION}", f"qwen-{QWEN_VERSION}", f"aider-{AIDER_VERSION}"}
 
 
 def files_of(folder: Path) -> dict[str, tuple[Path, int]]:
     """name in the guest → (source, mode), of a CLI's folder."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): (path, 0o755 if path.stat().st_mode & 0o100 else 0o644) for path in found}
+
+
+def claude(cache: Path, work: Path, progress: Progress) -> Path:
+    """Claude Code: one program."""
+    target = cache / f"claude-{CLAUDE_VERSION}"
+    if target.exists():
+        return target
+    progress(f"fetching Claude Code {CLAUDE_VERSION} from npm")
+    # npm checks the package against the hash that its registry has for this version.
+    command = ["npm", "pack", f"{CLAUDE_PACKAGE}@{CLAUDE_VERSION}", "--json", "--pack-destination", str(work)]
+    packed = json.loads(run(command, cwd=work))
+    with tarfile.open(work / packed[0]["filename"]) as package:
+        program = package.extractfile("package/claude")
+        if program is None:
+            raise ImageError(f"{CLAUDE_PACKAGE} {CLAUDE_VERSION} has no program package/claude")
+        with (work / "claude").open("wb") as file:
+            shutil.copyfileobj(program, file, 1024 * 1024)
+    (work / "claude").chmod(0o755)
+    (work / "claude").rename(target)
+    return target
 
 
 def qwen(cache: Path, work: Path, progress: Progress) -> Path:

@@ -21,7 +21,6 @@ import fcntl
 import gzip
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -50,7 +49,6 @@ PACKAGES = (
     "python3",
     "qemu-guest-agent",
 )
-CLAUDE_PACKAGE, CLAUDE_VERSION = "@anthropic-ai/claude-code-linux-x64", "2.1.330"
 #: What the disk offers to the guest; on the host it takes what is used.
 DISK_SIZE = "8G"
 #: What a build may take on the host, at its height.
@@ -85,25 +83,40 @@ def build(progress: Progress = lambda text: None, cache: Path | None = None, fla
     if target.is_dir():
         return target
     cache = target.parent
-    cache.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / "build.lock", progress):
+    with _building(cache, progress) as work:
         if not target.is_dir():
             _preflight(cache)
-            work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
-            try:
-                with ThreadPoolExecutor() as pool:
-                    rootfs = pool.submit(_rootfs, cache, work, progress)
-                    claude = pool.submit(_claude, cache, work, progress)
-                    more = [pool.submit(fetch, cache, work, progress) for fetch in FLAVOURS[flavour]]
-                files = _files(claude.result()) | {
-                    name: entry for part in more for name, entry in coding_clis.files_of(part.result()).items()
-                }
-                progress("making the disk")
-                _assemble(rootfs.result(), files, work)
-                (work / "image").rename(target)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            with ThreadPoolExecutor() as pool:
+                rootfs = pool.submit(_rootfs, cache, work, progress)
+                claude = pool.submit(coding_clis.claude, cache, work, progress)
+                more = [pool.submit(fetch, cache, work, progress) for fetch in FLAVOURS[flavour]]
+            files = _files(claude.result()) | {
+                name: entry for part in more for name, entry in coding_clis.files_of(part.result()).items()
+            }
+            progress("making the disk")
+            _assemble(rootfs.result(), files, work)
+            (work / "image").rename(target)
     return target
+
+
+def coding_cli(name: str, progress: Progress = lambda text: None, cache: Path | None = None) -> Path:
+    """One CLI of an image (claude: a program; qwen, aider: a folder), fetched unless it is in the cache already."""
+    fetch = {"claude": coding_clis.claude, "qwen": coding_clis.qwen, "aider": coding_clis.aider}[name]
+    cache = cache or cache_folder()
+    with _building(cache, progress) as work:
+        return fetch(cache, work, progress)
+
+
+@contextmanager
+def _building(cache: Path, progress: Progress) -> Iterator[Path]:
+    """A folder to work in, which goes; of two builders one waits."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with _lock(cache / "build.lock", progress):
+        work = Path(tempfile.mkdtemp(prefix=".build-", dir=cache))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def install(image: Path, lab: LabPaths, name: str = "autovibe-guest") -> None:
@@ -130,7 +143,7 @@ def prune(cache: Path | None = None) -> list[Path]:
     cache = cache or cache_folder()
     if not cache.is_dir():
         return []
-    keep = {f"rootfs-{_rootfs_key()}.tar", f"claude-{CLAUDE_VERSION}", *coding_clis.names()}
+    keep = {f"rootfs-{_rootfs_key()}.tar", *coding_clis.names()}
     keep |= {f"image-{_image_key(flavour)}" for flavour in FLAVOURS}
     gone = []
     with _lock(cache / "build.lock", lambda text: None):
@@ -152,7 +165,9 @@ def _rootfs_key() -> str:
 def _image_key(flavour: str = "default") -> str:
     files = [*sorted(SOURCES.iterdir()), Path(__file__), Path(initramfs.__file__), _bootstrap()]
     more = [Path(coding_clis.__file__).read_bytes()] if FLAVOURS[flavour] else []
-    return _digest(_rootfs_key(), CLAUDE_VERSION, *more, *(file.read_bytes() for file in files if file.is_file()))
+    return _digest(
+        _rootfs_key(), coding_clis.CLAUDE_VERSION, *more, *(file.read_bytes() for file in files if file.is_file())
+    )
 
 
 def _digest(*inputs: str | bytes) -> str:
@@ -237,28 +252,6 @@ def _deb822_sources(text: str) -> Iterator[str]:
         for uri in fields.get("URIs", "").split():
             for suite in fields.get("Suites", "").split():
                 yield from _one_line_sources(f"deb {uri} {suite} main")
-
-
-# -- Claude Code
-
-
-def _claude(cache: Path, work: Path, progress: Progress) -> Path:
-    target = cache / f"claude-{CLAUDE_VERSION}"
-    if target.exists():
-        return target
-    progress(f"fetching Claude Code {CLAUDE_VERSION} from npm")
-    # npm checks the package against the hash that its registry has for this version.
-    command = ["npm", "pack", f"{CLAUDE_PACKAGE}@{CLAUDE_VERSION}", "--json", "--pack-destination", str(work)]
-    packed = json.loads(run(command, cwd=work))
-    with tarfile.open(work / packed[0]["filename"]) as package:
-        program = package.extractfile("package/claude")
-        if program is None:
-            raise ImageError(f"{CLAUDE_PACKAGE} {CLAUDE_VERSION} has no program package/claude")
-        with (work / "claude").open("wb") as file:
-            shutil.copyfileobj(program, file, 1024 * 1024)
-    (work / "claude").chmod(0o755)
-    (work / "claude").rename(target)
-    return target
 
 
 # -- the disk

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from autovibe_lab import image, image_tools, initramfs
+from autovibe_lab import coding_clis, image, image_tools, initramfs
 from autovibe_lab.paths import LabPaths
 
 
@@ -36,7 +36,7 @@ def test_installing_a_newer_image_leaves_the_older_one_to_its_disks(built: Path,
 def test_the_image_changes_its_name_with_what_goes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = image.folder(tmp_path)
     assert image.folder(tmp_path) == before
-    monkeypatch.setattr(image, "CLAUDE_VERSION", "0.0.1")
+    monkeypatch.setattr(coding_clis, "CLAUDE_VERSION", "0.0.1")
     assert image.folder(tmp_path) != before
     monkeypatch.undo()
     monkeypatch.setattr(image, "PACKAGES", (*image.PACKAGES, "vim"))
@@ -48,10 +48,10 @@ def test_prune_keeps_this_versions_files(built: Path) -> None:
     current = image.folder(cache)
     current.mkdir()
     (cache / "rootfs-0.tar").touch()
-    (cache / f"claude-{image.CLAUDE_VERSION}").touch()
+    (cache / f"claude-{coding_clis.CLAUDE_VERSION}").touch()
     assert sorted(path.name for path in image.prune(cache)) == ["image-0123456789abcdef", "rootfs-0.tar"]
     assert current.is_dir()
-    assert (cache / f"claude-{image.CLAUDE_VERSION}").exists()
+    assert (cache / f"claude-{coding_clis.CLAUDE_VERSION}").exists()
 
 
 def test_a_build_says_which_packages_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

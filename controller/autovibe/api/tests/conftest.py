@@ -21,6 +21,7 @@ from autovibe import allocations, ca, db, identity, postgres, tokens
 from autovibe.api.tests.local_guest import LocalGuest
 from autovibe.models import Machine, Project, Usage
 from autovibe.settings import Settings, load_settings
+from autovibe_lab import image
 from sqlalchemy import select, text
 
 
@@ -291,13 +292,10 @@ def paid_hub(hub, until, tmp_path_factory):
 
 @pytest.fixture
 def guest_with(guest):
-    """Gives a guest that has a CLI (claude, qwen, aider) of the guest image's cache; skips when it is not there."""
+    """Gives a guest that has a CLI (claude, qwen, aider) as the lab's guest images have it."""
 
     def with_cli(name):
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autovibe"
-        if not (found := sorted(folder.glob(f"{name}-[0-9]*"))):
-            pytest.skip(f"no {name} in the image's cache: run `autovibe lab image --flavour agents`")
-        return guest.install(found[-1], name)
+        return guest.install(image.coding_cli(name), name)
 
     return with_cli
 
