@@ -85,10 +85,17 @@ class Recorder(threading.Thread):
             self._persist(items)
             for record, arguments in items:
                 if record == self._record_end:
-                    self.runs.pop(arguments[0], None)
-                    self.on_end(arguments[0])
+                    self._tell(arguments[0])
             if closing:
                 return
+
+    def _tell(self, run_uuid: UUID) -> None:
+        self.runs.pop(run_uuid, None)
+        try:
+            self.on_end(run_uuid)
+        except Exception:
+            # Without this thread nothing of any run would be recorded any more.
+            log.exception("after the end of run %s", run_uuid)
 
     def _next(self) -> list[tuple[Callable[..., None], tuple] | None]:
         """What is on the queue, at least one item; None, which closes the recorder, comes last."""

@@ -5,6 +5,7 @@ The run's private folder is `<state>/runs/<run uuid>` (0700). What is secret sta
 of the run is an allow-list, because ansible-runner writes all of it into `artifacts/*/command`.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -191,8 +192,13 @@ def prune(settings: Settings, keep: int, in_use: Collection[UUID]) -> int:
     """Remove the oldest run folders beyond `keep`, never one in use; returns how many."""
     if not settings.runs_dir.is_dir():
         return 0
-    found = sorted(settings.runs_dir.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    old = [path for path in found[keep:] if UUID(path.name) not in in_use]
+    found = {}
+    for path in settings.runs_dir.iterdir():
+        # The scheduler's runs, and those of commands, take their folders away by themselves.
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = path.stat().st_mtime
+    newest = sorted(found, key=found.__getitem__, reverse=True)
+    old = [path for path in newest[keep:] if UUID(path.name) not in in_use]
     for path in old:
         shutil.rmtree(path, ignore_errors=True)
     return len(old)

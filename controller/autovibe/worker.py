@@ -195,8 +195,8 @@ class Worker:
         with self._lock:
             self.active.pop(run_uuid, None)
             in_use = set(self.active)
-        runner.prune(self.settings, self.settings.runs_kept, in_use)
         self.wake()
+        runner.prune(self.settings, self.settings.runs_kept, in_use)
 
     def _recover(self) -> None:
         """Take over what dead workers of this host have left."""

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from autovibe import db, hubs, machines, operations, processes, runner, worker
@@ -25,7 +25,7 @@ PLAY = """
 """
 
 
-def wait_for(condition, what, seconds=60):
+def wait_for(condition, what, seconds=180):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -63,7 +63,7 @@ def working(site):
     thread.start()
     yield one
     one.stop()
-    thread.join(60)
+    thread.join(180)
     assert not thread.is_alive()
 
 
@@ -199,6 +199,39 @@ def test_an_operation_ends_with_its_host_not_with_the_run(site, machine):
         again = session.get_one(Operation, slow_operation.uuid)
         assert (again.status, again.attempts) == ("queued", 1)
         assert session.query(TaskResult).filter_by(run_uuid=run_uuid).count() == 1
+
+
+def test_the_end_of_a_run_is_recorded_whatever_came_of_the_one_before(site, machine):
+    """Who is told of an end may fail: the recorder goes on."""
+    with db.session_scope(site) as session:
+        (operation,) = world.claim(session)
+    told = []
+
+    def on_end(run_uuid):
+        told.append(run_uuid)
+        raise OSError("no such folder")
+
+    recorder = Recorder(site, on_end)
+    recorder.start()
+    before = uuid4()
+    recorder.ended(before, runner.Outcome("successful", 0))
+    wait_for(lambda: told == [before], "the end of the run before")
+    recorder.begin(operation.run_uuid, {str(operation.uuid): ("machine", "machine")})
+    recorder.ended(operation.run_uuid, runner.Outcome("failed", 2))
+    assert wait_for(lambda: ended(site, machine), "the end").status == "failed"
+    recorder.close()
+    assert told == [before, operation.run_uuid]
+
+
+def test_old_run_folders_are_removed_beside_those_that_are_being_removed(site):
+    """The scheduler takes the folder of its reading away at any moment: here it is gone as soon as it is looked at."""
+    folders = [runner.folder_of(site, uuid4()) for _ in range(4)]
+    for age, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        os.utime(folder, (1000 - age, 1000 - age))
+    (site.runs_dir / str(uuid4())).symlink_to(site.runs_dir / "gone")
+    assert runner.prune(site, 1, [UUID(folders[-1].name)]) == 2
+    assert [folder.exists() for folder in folders] == [True, False, False, True]
 
 
 def test_an_event_that_cannot_be_recorded_spoils_no_other(site, machine):
