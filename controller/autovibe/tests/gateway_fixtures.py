@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import httpx
@@ -20,11 +21,16 @@ import sqlalchemy as sa
 from autovibe import allocations, db, tokens
 from autovibe.models import Budget, Machine, Project, Reservation, Usage
 from autovibe.settings import Settings, load_settings
+from autovibe.tests.ports import free_port
 
 MODEL = "claude-sonnet-5-5"
+#: httpx, which gives up after five seconds by itself: too few on a busy machine.
+patient = SimpleNamespace(
+    **{name: partial(getattr(httpx, name), timeout=60) for name in ("request", "get", "post", "head", "stream")}
+)
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -41,7 +47,7 @@ class DemoModel:
     process: subprocess.Popen[bytes]
 
     def ask(self, method: str, path: str, **options: object) -> dict:
-        response = httpx.request(method, f"{self.url}{path}", headers={"x-api-key": self.key}, **options)
+        response = patient.request(method, f"{self.url}{path}", headers={"x-api-key": self.key}, **options)
         response.raise_for_status()
         return response.json()
 
@@ -70,7 +76,7 @@ def demo_model(folder: Path) -> Iterator[DemoModel]:
         yield DemoModel(f"http://127.0.0.1:{port_file.read_text().strip()}", key_file.read_text(), process)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @contextlib.contextmanager
@@ -144,12 +150,6 @@ def account(settings: Settings, budget_cad: Decimal | str, max_cad: Decimal | No
         return Account(settings, project.uuid, machine.uuid, tokens.machine_token(machine, settings))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 SERVE = """
 import socket, sys, uvicorn
 from autovibe.api.app import create_app
@@ -204,7 +204,7 @@ def hub_process(
         yield url, process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def request_body(prompt: str = "Write a small program with a test", **fields: object) -> dict:

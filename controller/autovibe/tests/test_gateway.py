@@ -21,6 +21,7 @@ from autovibe.tests.gateway_fixtures import (
     hub,
     hub_process,
     migrated,
+    patient,
     request_body,
     wait_for,
 )
@@ -50,7 +51,7 @@ def _no_faults(site: SimpleNamespace) -> Iterator[None]:
 
 
 def post(site: SimpleNamespace, who: Account, body: dict, path: str = "/v1/messages", **headers: str) -> httpx.Response:
-    response = httpx.post(f"{site.url}{path}", json=body, headers=who.headers | headers, timeout=30)
+    response = patient.post(f"{site.url}{path}", json=body, headers=who.headers | headers)
     who.settled()
     return response
 
@@ -89,7 +90,7 @@ def test_a_call_is_answered_metered_and_settled(site, rich):
 
 
 def test_a_stream_passes_byte_for_byte_and_is_billed_the_same(site, rich):
-    with httpx.stream(
+    with patient.stream(
         "POST", f"{site.url}/v1/messages?beta=true", json=request_body(stream=True, tools=TOOLS), headers=rich.headers
     ) as response:
         raw = b"".join(response.iter_raw())
@@ -113,7 +114,7 @@ def test_a_call_waits_for_the_checkpoint_that_is_being_made(site, rich):
             call.result(1)
         with db.session_scope(site.settings) as session:
             records.end(session, site.settings, made.uuid, error="no room", error_class="TaskFailed")
-        assert call.result(20).status_code == 200
+        assert call.result(60).status_code == 200
     with db.session_scope(site.settings) as session:
         assert session.get_one(Machine, rich.machine).status == "working"
 
@@ -121,13 +122,13 @@ def test_a_call_waits_for_the_checkpoint_that_is_being_made(site, rich):
 def test_either_header_and_both_carry_the_token(site, rich):
     bearer = {"authorization": f"Bearer {rich.token}"}
     for headers in (bearer, {"x-api-key": rich.token}, bearer | {"x-api-key": rich.token}):
-        assert httpx.post(f"{site.url}/v1/messages", json=request_body(), headers=headers).status_code == 200
+        assert patient.post(f"{site.url}/v1/messages", json=request_body(), headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-api-key": "nonsense"}, {"authorization": "Bearer nonsense"}])
 def test_without_a_machine_token_nothing_is_forwarded(site, headers):
     before = len(site.model.bill())
-    status, kind, _ = error_of(httpx.post(f"{site.url}/v1/messages", json=request_body(), headers=headers))
+    status, kind, _ = error_of(patient.post(f"{site.url}/v1/messages", json=request_body(), headers=headers))
     assert (status, kind) == (401, "authentication_error")
     assert len(site.model.bill()) == before
 
@@ -212,7 +213,7 @@ def test_a_stream_that_breaks_off_is_paid_by_its_input_and_the_bound_of_its_outp
     site.model.fault("cut", after_events=3)
     with (
         pytest.raises(httpx.RemoteProtocolError),
-        httpx.stream(
+        patient.stream(
             "POST", f"{site.url}/v1/messages", json=request_body(stream=True), headers=rich.headers
         ) as response,
     ):
@@ -226,7 +227,7 @@ def test_a_stream_that_breaks_off_is_paid_by_its_input_and_the_bound_of_its_outp
 
 def test_a_client_that_goes_away_pays_what_the_provider_billed(site, rich):
     site.model.fault("slow", seconds=0.02)
-    with httpx.stream(
+    with patient.stream(
         "POST", f"{site.url}/v1/messages", json=request_body(stream=True), headers=rich.headers
     ) as response:
         next(response.iter_raw())
@@ -245,7 +246,7 @@ def test_a_gateway_that_is_stopped_settles_its_calls_first(site, rich):
     ):
         next(response.iter_raw())
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     (line,) = rich.lines()
     assert (line.metadata_["basis"], rich.held()) == ("partial", 0)
 
@@ -259,7 +260,7 @@ def test_the_calls_of_a_killed_gateway_are_settled_at_their_bound(site, rich):
     ):
         next(response.iter_raw())
         process.kill()
-        process.wait(30)
+        process.wait(60)
     held = rich.budget().reserved_amount
     assert (rich.held(), rich.lines()) == (1, [])
     with db.session_scope(site.settings) as session:
@@ -286,15 +287,15 @@ def test_usage_that_cannot_be_priced_is_booked_at_the_bound(site, rich, usage):
 def test_counting_and_listing_cost_nothing(site, rich):
     body = {name: value for name, value in request_body().items() if name != "max_tokens"}
     assert post(site, rich, body, "/v1/messages/count_tokens").json()["input_tokens"] > 0
-    assert "demo model" in httpx.get(f"{site.url}/v1/models", headers=rich.headers).text
-    assert httpx.head(site.url).status_code == 200
+    assert "demo model" in patient.get(f"{site.url}/v1/models", headers=rich.headers).text
+    assert patient.head(site.url).status_code == 200
     assert (rich.lines(), rich.held()) == ([], 0)
 
 
 def test_a_compressed_body_is_measured_unpacked(site, rich):
     packed = gzip.compress(json.dumps(request_body("word " * 1000)).encode())
     headers = rich.headers | {"content-encoding": "gzip", "content-type": "application/json"}
-    assert httpx.post(f"{site.url}/v1/messages", content=packed, headers=headers).status_code == 200
+    assert patient.post(f"{site.url}/v1/messages", content=packed, headers=headers).status_code == 200
     rich.settled()
     assert rich.lines()[0].metadata_["input_bound"] > 5000
 
@@ -309,14 +310,14 @@ def test_a_refused_field_is_named(site, rich):
 
 def test_without_a_provider_the_hub_says_what_to_set(site, rich, tmp_path):
     with hub(site.settings, AUTOVIBE_DEMO_MODEL_KEY_FILE=str(tmp_path / "none")) as url:
-        status, _, message = error_of(httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers))
+        status, _, message = error_of(patient.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers))
     assert status == 503
     assert "ANTHROPIC_API_KEY" in message
 
 
 def test_a_provider_that_cannot_be_reached_costs_nothing(site, rich):
     with hub(site.settings, AUTOVIBE_DEMO_MODEL_URL="http://127.0.0.1:9") as url:
-        response = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        response = patient.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
         rich.settled()
     assert response.status_code == 502
     assert (rich.lines(), rich.held()) == ([], 0)
@@ -324,7 +325,7 @@ def test_a_provider_that_cannot_be_reached_costs_nothing(site, rich):
 
 def test_the_real_key_goes_to_the_provider_and_is_shown_to_nobody(site, rich):
     with hub(site.settings, ANTHROPIC_API_KEY=site.model.key, AUTOVIBE_UPSTREAM_URL=site.model.url) as url:
-        response = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        response = patient.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
         rich.settled()
     assert response.status_code == 200
     assert rich.lines()[0].metadata_["provider"] == "anthropic"
@@ -333,9 +334,9 @@ def test_the_real_key_goes_to_the_provider_and_is_shown_to_nobody(site, rich):
 
 def test_a_machine_makes_so_many_calls_in_a_minute_and_is_told_when_it_may_go_on(site, rich):
     with hub(site.settings, AUTOVIBE_MACHINE_CALLS_PER_MINUTE="2") as url:
-        answers = [httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers) for _ in range(3)]
+        answers = [patient.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers) for _ in range(3)]
         other = account(site.settings, "5")
-        assert httpx.post(f"{url}/v1/messages", json=request_body(), headers=other.headers).status_code == 200
+        assert patient.post(f"{url}/v1/messages", json=request_body(), headers=other.headers).status_code == 200
     assert [one.status_code for one in answers] == [200, 200, 429]
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
     rich.settled()
@@ -350,7 +351,7 @@ def test_a_machine_has_so_many_calls_under_way(site, rich):
         client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
     ):
         next(response.iter_raw())
-        refused = httpx.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        refused = patient.post(f"{url}/v1/messages", json=request_body(), headers=rich.headers)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     rich.settled()
 
@@ -364,7 +365,9 @@ def test_a_project_uses_only_the_models_that_it_allows(site, rich):
     response = post(site, rich, request_body())
     assert error_of(response)[:2] == (404, "not_found_error")
     assert "claude-haiku-*" in response.text
-    names = [one["id"] for one in httpx.get(f"{site.url}/v1/models", headers={"x-api-key": rich.token}).json()["data"]]
+    names = [
+        one["id"] for one in patient.get(f"{site.url}/v1/models", headers={"x-api-key": rich.token}).json()["data"]
+    ]
     assert names == ["claude-haiku-5-5"]
     allow("claude-haiku-5-5", "claude-sonnet-5-5")
     assert post(site, rich, request_body(model="claude-sonnet-5-5-20260901")).status_code == 200
@@ -378,9 +381,9 @@ def test_each_call_leaves_a_line_without_its_content(site, rich, tmp_path):
     file = tmp_path / "calls.log"
     with hub(site.settings, AUTOVIBE_GATEWAY_AUDIT_PATH=str(file)) as url:
         asked = request_body("a secret prompt")
-        assert httpx.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 200
+        assert patient.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 200
         asked = request_body(model="claude-nobody-9")
-        assert httpx.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 404
+        assert patient.post(f"{url}/v1/messages", json=asked, headers=rich.headers).status_code == 404
         wait_for(lambda: file.exists() and len(file.read_text().splitlines()) == 2, "both lines")
     lines = {line["status"]: line for line in map(json.loads, file.read_text().splitlines())}
     assert lines[200]["machine"] == str(rich.machine)

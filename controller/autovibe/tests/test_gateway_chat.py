@@ -11,7 +11,7 @@ import httpx
 import pytest
 from autovibe import db
 from autovibe.models import Price
-from autovibe.tests.gateway_fixtures import MODEL, Account, account, demo_model, hub, migrated
+from autovibe.tests.gateway_fixtures import MODEL, Account, account, demo_model, hub, migrated, patient
 
 LOCAL = "Qwen/Qwen9-Coder"
 TOOLS = [{"type": "function", "function": {"name": "run_shell_command", "parameters": {"type": "object"}}}]
@@ -60,7 +60,7 @@ def body(prompt: str = "Write a small program with a test", **fields: object) ->
 
 def post(site: SimpleNamespace, who: Account, asked: dict) -> httpx.Response:
     headers = {"authorization": f"Bearer {who.token}"}
-    response = httpx.post(f"{site.url}/v1/chat/completions", json=asked, headers=headers, timeout=30)
+    response = patient.post(f"{site.url}/v1/chat/completions", json=asked, headers=headers)
     who.settled()
     return response
 
@@ -210,9 +210,9 @@ def test_images_are_refused_where_they_have_no_bound(site, rich):
 
 def test_the_models_are_those_that_have_a_provider_and_a_price(site, rich):
     headers = {"authorization": f"Bearer {rich.token}"}
-    page = httpx.get(f"{site.url}/v1/models", headers=headers).json()
+    page = patient.get(f"{site.url}/v1/models", headers=headers).json()
     owners = {one["id"]: one["owned_by"] for one in page["data"]}
     assert page["object"] == "list"
     assert owners[LOCAL] == "vllm"
     assert owners[MODEL] == "demo model"
-    assert httpx.get(f"{site.url}/v1/models").status_code == 401
+    assert patient.get(f"{site.url}/v1/models").status_code == 401

@@ -24,12 +24,12 @@ from autovibe.tests.gateway_fixtures import (
     Account,
     account,
     demo_model,
-    free_port,
     hub_process,
     migrated,
     request_body,
     wait_for,
 )
+from autovibe.tests.ports import free_port
 from autovibe.tests.provider_bill import cost_of, tariff_of, worst_case
 from pydantic import SecretStr
 
@@ -202,7 +202,7 @@ def test_a_call_in_whose_middle_the_hub_is_killed_is_settled_once(site, stream):
     who, since, port = account(site.settings, "5"), len(site.model.bill()), free_port()
     asked = {"json": request_body(max_tokens=MAX_TOKENS, stream=stream), "headers": who.headers, "timeout": 60}
     options = {"AUTOVIBE_CALL_HOLD_SECONDS": str(HOLD_SECONDS)}
-    site.model.fault(**({"kind": "slow", "seconds": 60} if stream else {"kind": "delay", "seconds": 2}))
+    site.model.fault(**({"kind": "slow", "seconds": 60} if stream else {"kind": "delay", "seconds": 5}))
     with ThreadPoolExecutor(1) as caller, hub_process(site.settings, port, **options) as (url, gateway):
         call = caller.submit(httpx.post, f"{url}/v1/messages", **asked)
         wait_for(lambda: site.model.faults() == 0 and (not stream or len(site.model.bill()) > since), "call under way")

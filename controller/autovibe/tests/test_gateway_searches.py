@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from autovibe import alerts, db
 from autovibe.models import Reservation, Usage
-from autovibe.tests.gateway_fixtures import Account, account, demo_model, hub, migrated, request_body
+from autovibe.tests.gateway_fixtures import Account, account, demo_model, hub, migrated, patient, request_body
 
 MILLION = Decimal(1_000_000)
 MAX_TOKENS, ALLOWED = 1000, 3
@@ -47,7 +47,7 @@ def ask(site: SimpleNamespace, who: Account, times: int, **fields: object) -> ht
     """A call that searches so many times."""
     tool = {"type": "web_search_20250305", "name": "web_search", "max_uses": fields.pop("max_uses", ALLOWED)}
     body = request_body(f"Search the web {times} times for news", tools=[tool], **fields)
-    response = httpx.post(f"{site.url}/v1/messages", json=body, headers=who.headers, timeout=30)
+    response = patient.post(f"{site.url}/v1/messages", json=body, headers=who.headers)
     who.settled()
     return response
 

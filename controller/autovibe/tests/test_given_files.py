@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from autovibe import given_files
 from autovibe.errors import Invalid
-from sites import free_port
+from autovibe.tests.ports import free_port
 
 
 def tar(*members, mode="w:gz"):
@@ -135,7 +135,7 @@ def until_git():
     """Tries until git's own server listens."""
     import time
 
-    def until(action, seconds=20):
+    def until(action, seconds=60):
         end = time.monotonic() + seconds
         while True:
             try:

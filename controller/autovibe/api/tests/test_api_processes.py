@@ -12,16 +12,11 @@ from autovibe import listening, supervise
 from autovibe.api import servers
 from autovibe.listening import CannotListen, machines_socket
 from autovibe.settings import load_settings
+from autovibe.tests.ports import free_port
 
 
 def settings_for(processes: int, port: int):
     return load_settings(hub_processes=processes, hub_port=port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_port_is_shared_only_where_there_are_several_processes():
