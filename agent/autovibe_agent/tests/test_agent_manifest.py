@@ -140,7 +140,7 @@ def test_patterns_mean_what_they_mean_to_git(folder, patterns, tmp_path):
 def test_a_pattern_that_costs_too_much_is_none():
     begun = time.monotonic()
     assert not ignore.Ignore(["*a" * 40]).matches("a" * 1000 + "b", False)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_the_manifest_is_bounded(folder, monkeypatch):

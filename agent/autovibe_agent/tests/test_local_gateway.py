@@ -136,7 +136,7 @@ def test_a_hub_that_is_away_is_waited_for(hub, open_gateway):
     asking = threading.Thread(target=lambda: got.append(call(gateway)[0]))
     asking.start()
     hub.up()
-    asking.join(20)
+    asking.join(60)
     assert got == [200]
     assert len(hub.seen) == 1
 

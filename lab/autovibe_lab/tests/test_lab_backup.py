@@ -89,7 +89,7 @@ def test_a_stopped_guest_shows_as_running_meanwhile(tmp_path: Path) -> None:
     client = Client(lab)
     try:
         machine = client.create(100)
-        upid = client.node.vzdump.post(vmid=100, storage="local", bwlimit=100 << 10)
+        upid = client.node.vzdump.post(vmid=100, storage="local", bwlimit=10 << 10)
         while (status := machine.status.current.get())["status"] == "stopped":
             pass
         assert (status["qmpstatus"], status["lock"]) == ("prelaunch", "backup")

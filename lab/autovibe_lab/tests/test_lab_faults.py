@@ -69,7 +69,7 @@ def test_a_held_answer(client, aids, lab):
             answer = thread.submit(client.node.qemu(100).status.start.post)
             held.wait()
             assert not answer.done()
-        client.ok(answer.result(10))
+        client.ok(answer.result(60))
 
 
 def test_reset_forgets_everything(client, aids):

@@ -58,7 +58,8 @@ def test_delays_are_changed_live(lab, client):
 
 def test_a_call_that_no_worker_takes_is_a_596_and_not_executed(lab, client):
     client.create(100)
-    lab.aid("PUT", "latency", {"hang_delay": 0.1, "lock_timeout": 2})
+    # What comes next is to be seen while the three wait.
+    lab.aid("PUT", "latency", {"hang_delay": 0.1, "lock_timeout": 6})
     holding = lab.node.machines[100].lock.hold(1, shared=True)
     lab.run(holding.__aenter__())
     with ThreadPoolExecutor(3) as threads:

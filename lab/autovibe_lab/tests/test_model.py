@@ -141,14 +141,14 @@ def server(tmp_path_factory) -> Iterator[str]:
     (folder / "key").write_text("the-key\n")
     command = [sys.executable, "-m", "autovibe_lab.model", "--key-file", folder / "key", "--port-file", folder / "port"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not (folder / "port").exists():
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.02)
     yield f"http://127.0.0.1:{(folder / 'port').read_text().strip()}"
     process.terminate()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 KEY = {"x-api-key": "the-key"}
@@ -156,7 +156,7 @@ BODY = {"model": "claude-opus-5-5", "max_tokens": 500, "messages": [{"role": "us
 
 
 def bill(server: str) -> list[dict]:
-    return requests.get(f"{server}/bill", headers=KEY, timeout=10).json()["lines"]
+    return requests.get(f"{server}/bill", headers=KEY, timeout=60).json()["lines"]
 
 
 def test_it_wants_its_key(server):
@@ -166,15 +166,15 @@ def test_it_wants_its_key(server):
         {"Authorization": "Bearer wrong"},
         KEY | {"Authorization": "Bearer wrong"},
     ):
-        response = requests.post(f"{server}/v1/messages", json=BODY, headers=headers, timeout=10)
+        response = requests.post(f"{server}/v1/messages", json=BODY, headers=headers, timeout=60)
         assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
     bearer = {"Authorization": "Bearer the-key"}
-    assert requests.post(f"{server}/v1/messages", json=BODY, headers=bearer, timeout=10).status_code == 200
+    assert requests.post(f"{server}/v1/messages", json=BODY, headers=bearer, timeout=60).status_code == 200
 
 
 def test_a_stream_says_what_the_whole_message_says(server):
-    whole = requests.post(f"{server}/v1/messages", json=BODY, headers=KEY, timeout=10).json()
-    raw = requests.post(f"{server}/v1/messages", json=BODY | {"stream": True}, headers=KEY, timeout=10).text
+    whole = requests.post(f"{server}/v1/messages", json=BODY, headers=KEY, timeout=60).json()
+    raw = requests.post(f"{server}/v1/messages", json=BODY | {"stream": True}, headers=KEY, timeout=60).text
     events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith("data: ")]
     assert [events[0]["type"], *(event["type"] for event in events[-2:])] == [
         "message_start",
@@ -189,13 +189,13 @@ def test_a_stream_says_what_the_whole_message_says(server):
 
 def test_a_cached_prompt_is_written_then_read(server):
     mark = {"type": "text", "text": "s" * 4000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    first = requests.post(f"{server}/v1/messages", json=BODY | {"system": [mark]}, headers=KEY, timeout=10).json()[
+    first = requests.post(f"{server}/v1/messages", json=BODY | {"system": [mark]}, headers=KEY, timeout=60).json()[
         "usage"
     ]
     assert first["cache_creation"]["ephemeral_1h_input_tokens"] == first["cache_creation_input_tokens"] > 1000
     talk = [*BODY["messages"], {"role": "assistant", "content": "yes"}, {"role": "user", "content": "more"}]
     later = BODY | {"system": [mark], "messages": talk}
-    second = requests.post(f"{server}/v1/messages", json=later, headers=KEY, timeout=10).json()["usage"]
+    second = requests.post(f"{server}/v1/messages", json=later, headers=KEY, timeout=60).json()["usage"]
     assert second["cache_read_input_tokens"] > 1000
     assert second["cache_creation_input_tokens"] < 100
 
@@ -211,34 +211,34 @@ def test_a_cached_prompt_is_written_then_read(server):
 )
 def test_a_wrong_request_is_refused_and_not_billed(server, change, status):
     before = len(bill(server))
-    response = requests.post(f"{server}/v1/messages", json=BODY | change, headers=KEY, timeout=10)
+    response = requests.post(f"{server}/v1/messages", json=BODY | change, headers=KEY, timeout=60)
     assert (response.status_code, response.json()["type"]) == (status, "error")
     assert len(bill(server)) == before
 
 
 def test_faults_come_as_often_as_asked(server):
     fault = {"kind": "status", "status": 429, "count": 2, "headers": {"retry-after": "3"}}
-    assert requests.post(f"{server}/lab/faults", json=fault, headers=KEY, timeout=10).status_code == 200
-    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=10).json() == {"waiting": 2}
-    seen = [requests.post(f"{server}/v1/messages", json=BODY, headers=KEY, timeout=10) for _ in range(3)]
-    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=10).json() == {"waiting": 0}
+    assert requests.post(f"{server}/lab/faults", json=fault, headers=KEY, timeout=60).status_code == 200
+    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=60).json() == {"waiting": 2}
+    seen = [requests.post(f"{server}/v1/messages", json=BODY, headers=KEY, timeout=60) for _ in range(3)]
+    assert requests.get(f"{server}/lab/faults", headers=KEY, timeout=60).json() == {"waiting": 0}
     assert [response.status_code for response in seen] == [429, 429, 200]
     assert seen[0].headers["retry-after"] == "3"
-    assert requests.post(f"{server}/lab/faults", json={"kind": "x"}, headers=KEY, timeout=10).status_code == 400
+    assert requests.post(f"{server}/lab/faults", json={"kind": "x"}, headers=KEY, timeout=60).status_code == 400
 
 
 def test_a_cut_stream_is_billed(server):
     before = len(bill(server))
-    requests.post(f"{server}/lab/faults", json={"kind": "cut", "after_events": 2}, headers=KEY, timeout=10)
+    requests.post(f"{server}/lab/faults", json={"kind": "cut", "after_events": 2}, headers=KEY, timeout=60)
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        requests.post(f"{server}/v1/messages", json=BODY | {"stream": True}, headers=KEY, timeout=10)
+        requests.post(f"{server}/v1/messages", json=BODY | {"stream": True}, headers=KEY, timeout=60)
     assert len(bill(server)) == before + 1
 
 
 def test_models_and_counts(server):
-    models = requests.get(f"{server}/v1/models", headers=KEY, timeout=10).json()["data"]
+    models = requests.get(f"{server}/v1/models", headers=KEY, timeout=60).json()["data"]
     assert all("demo model" in model["display_name"] for model in models)
-    counted = requests.post(f"{server}/v1/messages/count_tokens", json=BODY, headers=KEY, timeout=10).json()
+    counted = requests.post(f"{server}/v1/messages/count_tokens", json=BODY, headers=KEY, timeout=60).json()
     assert 0 < counted["input_tokens"] < 100
 
 
@@ -247,7 +247,7 @@ def test_without_a_key_it_does_not_start(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "key").write_text(content)
     command = [sys.executable, "-m", "autovibe_lab.model", "--key-file", str(tmp_path / "key")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert reason in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
