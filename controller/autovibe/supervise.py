@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autovibe import listening, processes, sockets
-from autovibe.errors import AutovibeError, DatabaseNotMigrated
+from autovibe import embedded, listening, processes, sockets
+from autovibe.errors import AutovibeError
 from autovibe.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -92,24 +92,30 @@ class Supervisor:
         shutil.rmtree(self.settings.metrics_dir, ignore_errors=True)
         private_folder(self.settings.metrics_dir)
         try:
-            ready = False
-            for child in self.members:
-                if child.later:
-                    child.due = float("inf")
-                else:
-                    self._start(child)
-            while not self._stopping:
-                self._wait(0.05 if not ready else self._pause())
-                self._restart_the_dead()
-                # The scheduler watches the money: it does not wait for people's API.
-                if not ready and self._answers_machines():
-                    self._start_the_later()
-                    ready = sockets.answers(self.settings.api_socket)
-                    if ready:
-                        on_ready()
+            with embedded.kept_running(self.settings):
+                try:
+                    self._serve(on_ready)
+                finally:
+                    self._stop_all()
         finally:
-            self._stop_all()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+    def _serve(self, on_ready: Callable[[], None]) -> None:
+        ready = False
+        for child in self.members:
+            if child.later:
+                child.due = float("inf")
+            else:
+                self._start(child)
+        while not self._stopping:
+            self._wait(0.05 if not ready else self._pause())
+            self._restart_the_dead()
+            # The scheduler watches the money: it does not wait for people's API.
+            if not ready and self._answers_machines():
+                self._start_the_later()
+                ready = sockets.answers(self.settings.api_socket)
+                if ready:
+                    on_ready()
 
     def _wait(self, seconds: float) -> None:
         received = signal.sigtimedwait(_SIGNALS, seconds)
@@ -204,11 +210,11 @@ def up(settings: Settings, on_ready: Callable[[dict], None]) -> None:
         except listening.CannotListen as error:
             # It may come, as after a boot; until then the machines, and what they cost, are looked after.
             log.error("People's API: %s It is tried again and again.", error)
-        ensure_database(settings)
+        embedded.ensure(settings)
         try:
             Supervisor(settings).run(lambda: on_ready(state))
         finally:
-            stop_database(settings)
+            embedded.stop(settings)
 
 
 def up_detached(settings: Settings, timeout: float = 60.0) -> dict:
@@ -278,7 +284,7 @@ def down(settings: Settings, timeout: float = _STOP_SECONDS + 15) -> bool:
     if held:
         _end(settings, timeout)
     end_leftover_runs(settings)
-    stopped = stop_database(settings)
+    stopped = embedded.stop(settings)
     return bool(held) or stopped
 
 
@@ -329,28 +335,6 @@ def held_lock(settings: Settings):
         finally:
             file.seek(0)
             file.truncate()
-
-
-def ensure_database(settings: Settings) -> None:
-    """The embedded server runs (if it is the embedded one) and the schema is the newest."""
-    from autovibe import db
-
-    try:
-        db.engine(settings)
-    except DatabaseNotMigrated:
-        db.upgrade(settings)
-        db.engine(settings)
-    # The children connect by themselves.
-    db.dispose(settings)
-
-
-def stop_database(settings: Settings) -> bool:
-    """Stop the embedded server; False when it did not run, or is not ours to stop."""
-    if settings.database_url:
-        return False
-    from autovibe import postgres
-
-    return bool(postgres.stop(settings))
 
 
 def end_leftover_runs(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -134,6 +135,15 @@ def test_a_crashed_child_is_started_again(hub):
         wait_for(lambda v=victim, n=name: child(process, n) not in (None, v), f"another {name}")
 
 
+def test_a_database_that_was_killed_is_started_again_with_all_that_was_in_it(hub):
+    hub.up()
+    hub.run("project", "create", "kept", "--budget", "1")
+    victim = postgres.server(hub.settings).postmaster()
+    victim.kill()
+    wait_for(lambda: postgres.server(hub.settings).postmaster() not in (None, victim), "another server", 60)
+    wait_for(lambda: hub.run("project", "show", "kept").returncode == 0, "the hub's answer")
+
+
 def test_the_children_die_with_the_supervisor(hub):
     process = hub.up()
     children = process.children()
@@ -164,6 +174,20 @@ def test_an_address_that_cannot_be_used_is_one_clear_line(hub, given, said):
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert said.format(**names) in done.stderr
     assert hub.processes() == []
+
+
+def test_machines_are_served_while_peoples_address_is_missing(hub):
+    """As after a boot, when an address may come late."""
+    hub.environment |= {"AUTOVIBE_API_BIND": "192.0.2.1"}
+    process = psutil.Popen([AUTOVIBE, "up"], env=hub.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        assert b"People's API: Port 18001 on 192.0.2.1 cannot be used" in process.stderr.readline()
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        for name in ("api", "worker", "scheduler"):
+            wait_for(lambda n=name: child(process, n), f"the {name}", 60)
+    finally:
+        process.terminate()
+        assert process.wait(40) == 0
 
 
 def test_ctrl_c_stops_the_hub_in_the_foreground(hub):
