@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 
 import hosts
 import pytest
+from autovibe.tests.ports import free_port
 from autovibe_lab import image
 
 MODULES = "linux-image-cloud-amd64"
@@ -37,7 +37,7 @@ class KernelHost(hosts.Host):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.port = _free_port()
+        self.port = free_port()
         # QEMU's own names for network cards depend on the machine's type.
         self._put("etc/systemd/network/10-eth0.link", "[Match]\nDriver=virtio_net\n[Link]\nName=eth0\n")
         # As Proxmox VE has it: else udev may give a bridge another address after it has got its own.
@@ -119,8 +119,3 @@ def kernel_host(packages: Iterable[str] = (), *, suite: str = "bookworm", **vari
         stack.callback(made.stop)
         made.start()
         yield made
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,9 +17,12 @@ from typing import Any
 
 import psutil
 import requests
+from autovibe.tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 LAB = [sys.executable, "-c", "from autovibe_lab.cli import lab; lab()"]
+#: For one command, in seconds: a play may have a guest boot without KVM, on a machine that is busy.
+PATIENCE = 480
 
 
 @dataclass
@@ -50,14 +52,12 @@ class Lab:
     def __init__(self, state: Path):
         self.state = state
         self.folder = state / "lab"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
 
     def command(self, verb: str, *options: str) -> None:
         argv = [*LAB, verb, "--state", str(self.folder), *options]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def aid(self, verb: str, where: str, /, **body: Any) -> Any:
@@ -65,7 +65,7 @@ class Lab:
         headers = {"Authorization": f"Bearer {token}"}
         ca = str(self.folder / "ca.pem")
         return requests.request(
-            verb, f"{self.url}/lab/{where}", json=body or None, headers=headers, verify=ca, timeout=10
+            verb, f"{self.url}/lab/{where}", json=body or None, headers=headers, verify=ca, timeout=60
         ).json()
 
     def writes(self) -> list[str]:
@@ -115,7 +115,7 @@ class Lab:
     def play(self, playbook: str, *options: str, **extra: Any) -> Run:
         argv = self.argv(playbook, extra, options)
         done = subprocess.run(
-            argv, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=120, check=False
+            argv, cwd=ROOT, env=self.environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         output = done.stdout + done.stderr
         document = json.loads(done.stdout[done.stdout.index("{\n") :])
@@ -133,7 +133,7 @@ class Lab:
     def text(self, playbook: str, *options: str, **extra: Any) -> str:
         """All that a person sees of a run."""
         argv, env = self.argv(playbook, extra, options), self.environment("ansible.builtin.default")
-        done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
         return done.stdout + done.stderr
 
     def kill_held(self, playbook: str, method: str, path: str, **extra: Any) -> None:
@@ -152,7 +152,8 @@ class Lab:
         finally:
             processes = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
             for process in processes:
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # Ansible's workers come and go
+                    process.kill()
             run.wait()
             psutil.wait_procs(processes)
             self.aid("DELETE", f"holds/{hold}")
@@ -178,7 +179,7 @@ def running_lab(state: Path, *options: str, site: str = "full") -> Iterator[Lab]
         lab.command("down")
 
 
-def until(condition: Any, seconds: float = 30) -> None:
+def until(condition: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from autovibe.tests.ports import free_port
 from autovibe_lab.paths import LabPaths
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,12 +23,6 @@ BINARIES = Path(sys.executable).parent
 CONSOLE_LINES = 50
 #: The sites that are up now, in this process.
 RUNNING: list[Site] = []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Site:

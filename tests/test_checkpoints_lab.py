@@ -124,7 +124,7 @@ def test_a_checkpoint_is_tried_on_a_machine_that_is_removed_again(
         site, aids, r"/nodes/pve1/qemu/\d+/status/start",
         lambda: site.json("checkpoint", "verify", made, "--restore", "--no-wait"),
     )  # fmt: skip
-    tried = wait_for(lambda: _tried(settings, made), "the end of the trial", 120)
+    tried = wait_for(lambda: _tried(settings, made), "the end of the trial", 180)
     assert (tried["compared"], tried["different"]) == (2, 1)
     wait_for(lambda: not aids.vms(made), "the end of the machine that was tried")
     again = site.run("checkpoint", "verify", made, "--restore", "--json")
@@ -176,7 +176,7 @@ def test_what_a_branch_stands_on_outlives_everything_but_the_branch(
     site.autovibe("machine", "checkpoint", other["uuid"])
     site.autovibe("machine", "terminate", other["uuid"])
     assert mine & to_remove(site, "--yes") == mine
-    wait_for(lambda: not aids.vms(machine["uuid"]), "the end of the machine's VM and of its templates", 120)
+    wait_for(lambda: not aids.vms(machine["uuid"]), "the end of the machine's VM and of its templates", 180)
     assert {status(site, uuid) for uuid in mine} == {"pruned"}
     assert promoted not in [int(path.stem) for path in (aids.folder / "qemu-server").glob("*.conf")]
     assert site.json("checkpoint", "verify")["missing"] == []

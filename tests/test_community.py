@@ -128,7 +128,7 @@ def test_the_inventory_lists_the_vms(lab, connection, tmp_path):
         env={**os.environ, "REQUESTS_CA_BUNDLE": str(lab.folder / "ca.pem")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -143,7 +143,7 @@ def test_proxmoxers_tasks_wait_and_decode(lab, connection):
         verify_ssl=str(lab.folder / "ca.pem"),
     )  # fmt: skip
     upid = api.nodes("pve1").qemu.post(vmid=840, name="tasks", scsi0="null:1", memory=64)
-    status = Tasks.blocking_status(api, upid, timeout=20)
+    status = Tasks.blocking_status(api, upid, timeout=60)
     assert (status["status"], status["exitstatus"]) == ("stopped", "OK")
     decoded = Tasks.decode_upid(upid)
     assert (decoded["node"], decoded["type"], decoded["id"], decoded["user"]) == ("pve1", "qmcreate", "840", "root@pam")

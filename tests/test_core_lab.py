@@ -116,7 +116,7 @@ def test_four_at_a_time_on_a_node(lab):
             with guard:
                 inside += 1
                 most = max(most, inside)
-            arrived.wait(10)  # four get in together, or this breaks
+            arrived.wait(60)  # four get in together, or this breaks
             with guard:
                 inside -= 1
 
@@ -132,7 +132,7 @@ def test_a_turn_that_does_not_come_is_done_without(lab):
         turn.__enter__()
     begun = time.monotonic()
     with connected(lab).tasks.shared("pve1").turn(patience=0.1):
-        assert 0.1 <= time.monotonic() - begun < 2
+        assert 0.1 <= time.monotonic() - begun < 10
     for turn in turns:
         turn.__exit__(None, None, None)
 
@@ -234,7 +234,8 @@ def test_a_guest_has_its_time_to_shut_down_beside_the_timeout(lab, monkeypatch):
 
     spawn(connected(lab), "web", 200)
     monkeypatch.setattr(NullGuest, "shutdown", deaf)
-    done = connected(lab, timeout=0.5).ensure(200, Wanted(), state="stopped", shutdown_timeout=1)
+    # Longer than the timeout, which is long enough for all else on a busy machine.
+    done = connected(lab, timeout=4).ensure(200, Wanted(), state="stopped", shutdown_timeout=5)
     assert done.facts["status"] == "stopped"
 
 

@@ -55,7 +55,7 @@ def killed_while(lab: LabInThread, machines: Machines, kind: str, monkeypatch: A
         upid() if callable(upid) else None
         raise Killed
 
-    lab.aids.latency(profile="pve84", time_scale=6)
+    lab.aids.latency(profile="pve84", time_scale=12)
     with monkeypatch.context() as patch:
         patch.setattr(machines, "task", killed)
         with pytest.raises(Killed):

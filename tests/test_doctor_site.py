@@ -17,7 +17,7 @@ def findings(state: Path) -> dict[str, dict]:
     environment = os.environ | {"AUTOVIBE_STATE_DIR": str(state)}
     tool = str(Path(sys.executable).with_name("autovibe"))
     done = subprocess.run(
-        [tool, "doctor", "--site", "--json"], env=environment, capture_output=True, text=True, timeout=120
+        [tool, "doctor", "--site", "--json"], env=environment, capture_output=True, text=True, timeout=240
     )
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == int(any(finding["state"] == "missing" for finding in found.values())), done.stderr

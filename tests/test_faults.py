@@ -127,7 +127,7 @@ def test_every_call_of_a_spawn_may_fail_once(lab, secret, fault, given):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["id given", "found by identity"])
-@pytest.mark.parametrize(("call", "slowness"), [("clone", 10), ("status/start", 2)])
+@pytest.mark.parametrize(("call", "slowness"), [("clone", 10), ("status/start", 4)])
 def test_a_task_of_the_first_run_is_still_under_way(lab, secret, call, slowness, given, monkeypatch):
     """On a node that takes its time, a first run that was told of a failure leaves a task running."""
     spawn = Spawn(lab, secret, 1, given)

@@ -129,7 +129,7 @@ def inventory(lab, tmp_path: Path, *arguments: str, **options):
     tool = str(Path(sys.executable).with_name("ansible-inventory"))
     argv = [tool, "-i", str(path), *(arguments or ("--list",))]
     env = lab.environment() | {"ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "true"}
-    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False)
 
 
 def listed(lab, tmp_path: Path, **options):

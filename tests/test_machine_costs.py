@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autovibe import db, metering
+from autovibe.models import Reservation
+from autovibe.settings import load_settings
 from sites import BINARIES, ROOT, Site, running_site
+from sqlalchemy import select
 
 # So dear that a budget is used up within a minute: 0.50 CAD a second for two cores.
 RATES = """
@@ -26,7 +30,7 @@ storage_gb_hour = "0.01"
 AHEAD = 60
 
 
-def wait_for(condition: Any, what: str, seconds: float = 120) -> Any:
+def wait_for(condition: Any, what: str, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -82,7 +86,8 @@ def test_a_machines_whole_money_from_the_first_minute_to_the_top_up(site: Site) 
     spawn(site, "dear", "one")
     wait_for(lambda: succeeded(site, "one", "spawn"), "the machine")
     wait_for(lambda: {line["type"] for line in lines(site, "dear")} >= {"time", "cpu", "storage"}, "its first lines")
-    assert budget(site, "dear")["reserved"] > 20, "the next minute is reserved"
+    # Not what is reserved now: on a slow machine the pause may have come by then.
+    assert max(reserved_for_runtime(site)) > 20, "the next minute is reserved"
 
     paused = wait_for(lambda: (now := show(site, "one"))["status"] == "paused" and now, "the pause")
     assert paused["pause_reason"] == "budget"
@@ -108,6 +113,12 @@ def test_a_machines_whole_money_from_the_first_minute_to_the_top_up(site: Site) 
     assert ended["overrun"] == 0
     assert ended["used"] == sum(Decimal(line["cost_cad"]) for line in found)
     assert not overlaps(found)
+
+
+def reserved_for_runtime(site: Site) -> list[Decimal]:
+    """What has ever been reserved for VMs, at a time."""
+    with db.session_scope(load_settings(state_dir=site.state)) as session:
+        return list(session.scalars(select(Reservation.amount_cad).where(Reservation.purpose == metering.PURPOSE)))
 
 
 def overlaps(found: list[dict[str, Any]]) -> list[Any]:

@@ -123,13 +123,13 @@ def with_id(templates: Templates, number: int | None) -> Templates:
 
 def test_a_builder_that_lives_is_waited_for_and_a_dead_one_is_not(lab, controller, monkeypatch):
     monkeypatch.setattr(building, "BEAT", 0.05)
-    monkeypatch.setattr(building, "LEASE", 1.0)
+    monkeypatch.setattr(building, "LEASE", 3.0)
     with lab.aids.held("POST", ".*/agent/exec") as held, ThreadPoolExecutor(2) as threads:
         first = threads.submit(build, controller(), CUSTOMISED)
         held.wait()
         other = threads.submit(build, controller(), CUSTOMISED)
         with pytest.raises(TimeoutError):
-            other.result(3)  # three leases
+            other.result(6)  # two leases
         monkeypatch.setattr(building.Building, "_say", lambda *_: None)  # as if its host had stopped
         taken_over = other.result(60)
         held.release()

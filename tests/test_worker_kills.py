@@ -33,7 +33,7 @@ class Aids:
                 "Content-Type": "application/json",
             },
         )
-        with urllib.request.urlopen(request, context=self.context, timeout=10) as answer:
+        with urllib.request.urlopen(request, context=self.context, timeout=60) as answer:
             return json.load(answer)
 
     def tasks(self, vm_id: int) -> Counter:
@@ -52,7 +52,7 @@ class Aids:
         return [line[1:-1] for line in text.splitlines() if line.startswith("[av-")]
 
 
-def wait_for(condition: Any, what: str, seconds: float = 60) -> Any:
+def wait_for(condition: Any, what: str, seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
@@ -90,7 +90,7 @@ def operation(site: Any, machine: str, kind: str) -> dict[str, Any]:
         found = [one for one in site.json("machine", "show", machine)["operations"] if one["kind"] == kind]
         return found[-1] if found and found[-1]["status"] in ("succeeded", "failed") else None
 
-    return wait_for(ended, f"the end of the {kind}", 120)
+    return wait_for(ended, f"the end of the {kind}", 180)
 
 
 @pytest.fixture(scope="module")
@@ -163,11 +163,10 @@ def test_nothing_of_a_killed_run_is_left(site: Any) -> None:
     def leftover() -> list[str]:
         marked = []
         for process in psutil.process_iter(["pid", "name"]):
-            try:
-                if process.environ().get("AUTOVIBE_RUN") and process.environ()["AUTOVIBE_STATE_DIR"] == str(site.state):
+            with contextlib.suppress(psutil.Error):
+                environment = process.environ()
+                if "AUTOVIBE_RUN" in environment and environment.get("AUTOVIBE_STATE_DIR") == str(site.state):
                     marked.append(process.info["name"])
-            except psutil.Error:
-                continue
         return marked
 
     # One condition: the scheduler reads the fleet every minute, in a run that has a folder before it has processes.

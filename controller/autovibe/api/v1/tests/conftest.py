@@ -19,6 +19,7 @@ from autovibe.models import Machine
 from autovibe.settings import Settings, load_settings
 from autovibe.tests import world
 from autovibe.tests.conftest import fresh_database, running_server
+from autovibe.tests.ports import free_port
 
 PASSWORD = "correct horse battery"
 #: Of the VM that the hub would run in.
@@ -63,7 +64,7 @@ class People:
 
     def down(self) -> int:
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     @property
     def url(self) -> str:
@@ -78,9 +79,9 @@ class People:
         """An HTTP client: `local` (the socket), somebody whose key there is, or nobody."""
         if who == "local":
             transport = httpx.HTTPTransport(uds=str(self.settings.api_socket))
-            return httpx.Client(transport=transport, base_url="http://hub/api/v1", timeout=30, **options)
+            return httpx.Client(transport=transport, base_url="http://hub/api/v1", timeout=90, **options)
         headers = {"Authorization": f"Bearer {self.keys[who]}"} if who else {}
-        return httpx.Client(verify=self.tls(), base_url=f"{self.url}/api/v1", headers=headers, timeout=30, **options)
+        return httpx.Client(verify=self.tls(), base_url=f"{self.url}/api/v1", headers=headers, timeout=90, **options)
 
     def session(self):
         return db.session_scope(self.settings)
@@ -139,14 +140,6 @@ def running(api_server: postgres.Server, folder: Path, **environment: str) -> It
             if one.process is not None and one.process.poll() is None:
                 one.down()
             db.dispose(settings)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def populate(people: People) -> None:
