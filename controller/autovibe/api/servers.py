@@ -8,6 +8,8 @@ import ipaddress
 import resource
 import socket
 from collections import Counter
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
 from typing import ClassVar
 
 import uvicorn
@@ -20,15 +22,17 @@ OPEN_FILES = 1 << 16
 
 
 class BoundedConnections(AutoHTTPProtocol):
-    """HTTP for guests: who opens connection after connection, and says nothing, keeps nobody else out."""
+    """HTTP for guests and strangers: who opens connection after connection, and says nothing, keeps nobody else out."""
 
     of: ClassVar[Counter[str]] = Counter()
+    #: Proxies in front: behind one address there is everybody.
+    proxies: ClassVar[tuple[IPv4Network | IPv6Network, ...]] = ()
     counted: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         address = self.client[0] if self.client else ""
-        if is_counted(address):
+        if is_counted(address, self.proxies):
             self.counted = address
             self.of[address] += 1
             if self.of[address] > CONNECTIONS_OF_ONE:
@@ -43,12 +47,18 @@ class BoundedConnections(AutoHTTPProtocol):
             self.counted = None
 
 
-def is_counted(address: str) -> bool:
-    """Whether connections from there are a guest's; the lab's guests all come from the host itself."""
+def behind(networks: Iterable[IPv4Network | IPv6Network]) -> type[BoundedConnections]:
+    """The same for a listener that these proxies stand in front of."""
+    return type("BoundedConnections", (BoundedConnections,), {"proxies": tuple(networks)})
+
+
+def is_counted(address: str, proxies: Iterable[IPv4Network | IPv6Network] = ()) -> bool:
+    """Whether connections from there are one client's; the lab's guests all come from the host itself."""
     try:
-        return not ipaddress.ip_address(address).is_loopback
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    return not found.is_loopback and not any(found in network for network in proxies)
 
 
 def keep_loaded() -> None:

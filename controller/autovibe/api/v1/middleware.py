@@ -6,10 +6,11 @@ import re
 import time
 from uuid import uuid4
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autovibe.api.limits import BodyLimit
-from autovibe.api.v1 import errors, metrics, paths
+from autovibe.api.v1 import metrics, paths
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 #: A machine's files may be 8 MiB; Base64 makes them 11.
@@ -44,32 +45,29 @@ class Requests:
             await send(message)
 
         try:
-            await self._bounded(scope, headers, receive, answer)
+            await self._bounded(scope, receive, answer)
         finally:
             metrics.observe(scope, status, time.perf_counter() - began)
 
-    async def _bounded(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
-        """The request with its whole body, or 413."""
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The request, whose body is read when it is asked for: who shows no good key is answered before."""
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
-        is_known = scope.get("autovibe.local") or b"authorization" in headers or b"x-api-key" in headers
-        limit = BODY_BYTES if is_known else STRANGER_BODY_BYTES
-        body = await BodyLimit.read(receive, limit)
-        if body is None:
-            message = f"The request is larger than {limit} bytes"
-            await errors.response(scope, 413, "too_large", message)(scope, receive, send)
-            return
-        sent = False
+        is_read = False
 
-        async def replay() -> Message:
-            nonlocal sent
-            if sent:
+        async def bounded() -> Message:
+            nonlocal is_read
+            if is_read:
                 return await receive()
-            sent = True
+            is_read = True
+            limit = BODY_BYTES if "caller" in scope["state"] else STRANGER_BODY_BYTES
+            body = await BodyLimit.read(receive, limit)
+            if body is None:
+                raise HTTPException(413, f"The request is larger than {limit} bytes")
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, replay, send)
+        await self.app(scope, bounded, send)
 
 
 class Local:

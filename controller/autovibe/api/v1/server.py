@@ -17,7 +17,7 @@ import uvicorn
 import uvloop
 
 from autovibe import ca, db
-from autovibe.api.servers import HubServer, keep_loaded
+from autovibe.api.servers import HubServer, allow_many_files, behind, keep_loaded
 from autovibe.api.v1.app import create_app
 from autovibe.api.v1.middleware import Local
 from autovibe.listening import CannotListen, people_socket
@@ -46,10 +46,10 @@ async def serve(
 ) -> None:
     """Serve on these sockets until `stop` is set. Without `listen`, it listens to the database only for who follows."""
     app = create_app(settings)
-    servers = [(Server(_config(Local(app))), local)]
+    servers = [(Server(configured(Local(app))), local)]
     keeper = None
     if public is not None:
-        config = _config(app, settings)
+        config = configured(app, settings)
         config.load()
         servers.append((Server(config), public))
         if config.ssl is not None:
@@ -74,14 +74,15 @@ async def serve(
                 task.cancel()
 
 
-def _config(app: object, public: Settings | None = None) -> uvicorn.Config:
+def configured(app: object, public: Settings | None = None) -> uvicorn.Config:
     """uvicorn's; `public`: of the address that these settings name, else of the hub's own socket."""
-    tls, proxies = {}, []
+    more, proxies = {}, []
     if public is not None:
         proxies = [str(one) for one in public.api_proxy]
+        more["http"] = behind(public.api_proxy)
         if public.api_tls:
             certificate = ca.ensure_for(public).server
-            tls = {"ssl_certfile": certificate, "ssl_keyfile": certificate}
+            more |= {"ssl_certfile": certificate, "ssl_keyfile": certificate}
     return uvicorn.Config(
         app,
         log_config=None,
@@ -93,7 +94,7 @@ def _config(app: object, public: Settings | None = None) -> uvicorn.Config:
         lifespan="off",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        **tls,
+        **more,
     )
 
 
@@ -116,6 +117,7 @@ def run(settings: Settings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await serve(settings, local, public, stop)
 
+    allow_many_files()
     with contextlib.ExitStack() as stack:
         public = stack.enter_context(contextlib.closing(people_socket(settings))) if settings.api_bind else None
         # The database first, and the public address: whoever finds the socket finds all of it served.

@@ -1,15 +1,10 @@
 """Whatever is sent: one error, in the one form, with the status that the OpenAPI document has."""
 
 import json
+import socket
 from uuid import uuid4
 
 import pytest
-
-
-@pytest.fixture
-def admin(people):
-    with people.client("admin") as client:
-        yield client
 
 
 def error_of(answer):
@@ -142,6 +137,17 @@ def test_a_body_that_is_too_large_is_refused_sooner_from_a_stranger(people, admi
         for who, path, size in ((admin, "/machines", 13 << 20), (nobody, "/auth/login", 17 << 10)):
             answer = who.post(path, content=b" " * size)
             assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("who", ["nobody", "somebody", "machine-ours"])
+def test_who_shows_no_good_key_is_answered_before_what_is_sent_is_read(people, who):
+    shown = {"nobody": "", "somebody": "avk_aaaaaaaa_" + "a" * 43} | people.keys
+    head = f"POST /api/v1/machines HTTP/1.1\r\nHost: hub\r\nContent-Length: {12 << 20}\r\n"
+    head += f"Content-Type: application/json\r\nAuthorization: Bearer {shown[who]}\r\n\r\n"
+    plain = socket.create_connection(("127.0.0.1", people.port), timeout=10)
+    with people.tls().wrap_socket(plain, server_hostname="127.0.0.1") as sent:
+        sent.sendall(head.encode() + b"{")
+        assert sent.recv(12) == (b"HTTP/1.1 403" if who == "machine-ours" else b"HTTP/1.1 401")
 
 
 @pytest.mark.parametrize(
