@@ -165,6 +165,13 @@ def get(session: Session, project_uuid: UUID) -> Budget | None:
     return session.scalars(query.execution_options(populate_existing=True)).first()
 
 
+def find(session: Session, project_uuid: UUID, *, resource: str, period: str) -> Budget | None:
+    """A project's budget of its own, in the newest of its periods that have begun; None when there is none."""
+    begun = Budget.period_start <= periods.day_of(session, project_uuid)
+    query = sa.select(Budget).where(*_of(project_uuid, resource, period), begun).order_by(Budget.period_start.desc())
+    return session.scalars(query.limit(1).execution_options(populate_existing=True)).first()
+
+
 def present(session: Session, project_uuid: UUID, at: datetime | None = None) -> list[Budget]:
     """The budgets that hold now, money first, the longest period first."""
     day = periods.day_of(session, project_uuid, at)

@@ -110,6 +110,12 @@ def limit(
     share(session, pool, periods.day_of(session, project_uuid, at))
 
 
+def limits_of(session: Session, pool: Pool | None, project_uuid: UUID) -> dict[str, Decimal | None] | None:
+    """The floor and the cap of a project's share, when they were set."""
+    row = session.get(PoolLimit, (pool.uuid, project_uuid)) if pool is not None else None
+    return None if row is None else {"floor": row.floor_amount, "cap": row.cap_amount}
+
+
 def find(session: Session, period: str, resource: str = "money") -> Pool | None:
     """The pool of a period that holds, or None."""
     mine = (Pool.resource_type == resource, Pool.budget_period == period, Pool.removed_at.is_(None))

@@ -75,8 +75,9 @@ def limit_share(
 ):
     """Set what a project's share of a pool is at least and at most."""
     found = call.project(project)
+    before = pools.limits_of(call.session, pools.find(call.session, each, resource), found.uuid)
     pools.limit(call.session, found.uuid, period=each, resource=resource, floor=body.floor, cap=body.cap)
-    _audit(call, "limit", resource, each, project=found, after=body.model_dump())
+    _audit(call, "limit", resource, each, project=found, before=before, after=body.model_dump())
     return pools.view(call.session, pools.find(call.session, each, resource))
 
 
@@ -113,9 +114,15 @@ def list_rates(call: Call, limit: paging.Limit = 100, cursor: paging.Cursor = No
 @needs(Level.ADMIN)
 def set_rate(call: Call, base: Currency, quote: Currency, body: schemas.RateSet):
     """Use a rate until a newer one is known; what holds now is answered."""
+    day = max(body.on or date.min, datetime.now(UTC).date())
+    try:
+        held = rates.rate_of(call.session, base, quote, day)
+        before = {"rate": held.rate, "on": held.day, "source": held.source}
+    except rates.NoRate:
+        before = None
     rates.set_manual(call.session, base, quote, body.rate, body.on)
-    now = rates.rate_of(call.session, base, quote, max(body.on or date.min, datetime.now(UTC).date()))
-    call.audit("set", "rate", name=f"{base}/{quote}", after=body.model_dump())
+    now = rates.rate_of(call.session, base, quote, day)
+    call.audit("set", "rate", name=f"{base}/{quote}", before=before, after=body.model_dump())
     return {"base": base, "quote": quote, "rate": now.rate, "day": now.day, "source": now.source}
 
 

@@ -158,6 +158,7 @@ def budget_history(call: Call, project: str, limit: paging.Limit = 100, cursor: 
 def set_budget(call: Call, project: str, resource: schemas.Resource, period: schemas.Period, body: schemas.BudgetSet):
     """Limit a resource, from the present period on; what was used in it counts."""
     found = call.project(project)
+    before = _budget_of(call, found, resource, period)
     made = allocations.set_budget(
         call.session,
         found.uuid,
@@ -168,7 +169,7 @@ def set_budget(call: Call, project: str, resource: schemas.Resource, period: sch
         soft_percent=body.soft_percent,
         week_start=call.settings.week_start,
     )
-    return _budget(call, "set", found, allocations.view(made))
+    return _budget(call, "set", found, before, allocations.view(made))
 
 
 @router.post(f"{_BUDGET}/top-up", response_model=schemas.BudgetToppedUp, **doc(404, 409))
@@ -176,8 +177,9 @@ def set_budget(call: Call, project: str, resource: schemas.Resource, period: sch
 def top_up_budget(call: Call, project: str, resource: schemas.Resource, period: schemas.Period, body: schemas.TopUp):
     """Add to the present period's budget. Machines that were paused for it go on."""
     found = call.project(project)
+    before = _budget_of(call, found, resource, period)
     made = allocations.top_up(call.session, found.uuid, body.amount, resource=resource, period=period)
-    view = _budget(call, "top up", found, allocations.view(made))
+    view = _budget(call, "top up", found, before, allocations.view(made))
     return Answer(
         view,
         remembered=view | {"resumed": []},
@@ -190,14 +192,24 @@ def top_up_budget(call: Call, project: str, resource: schemas.Resource, period: 
 def remove_budget(call: Call, project: str, resource: schemas.Resource, period: schemas.Period):
     """End a budget. Without any budget of money nothing can be spent."""
     found = call.project(project)
+    before = _budget_of(call, found, resource, period)
     allocations.remove(call.session, found.uuid, resource=resource, period=period)
-    _budget(call, "remove", found, {"resource": resource, "period": period})
+    _budget(call, "remove", found, before)
     return Answer(None, 204)
 
 
-def _budget(call: Call, action: str, project: Project, view: dict) -> dict:
-    call.audit(action, "budget", uuid=project.uuid, name=project.name, project_uuid=project.uuid, after=view)
-    return view
+def _budget_of(call: Call, project: Project, resource: str, period: str) -> dict | None:
+    found = allocations.find(call.session, project.uuid, resource=resource, period=period)
+    return allocations.view(found) if found is not None else None
+
+
+def _budget(call: Call, action: str, project: Project, before: dict | None, after: dict | None = None) -> dict | None:
+    """Written down under a name that says which of the project's budgets it is: of a change, only that is kept."""
+    which = after or before or {}
+    name = f"{project.name}: {which.get('period')} {which.get('resource')}"
+    what = {"uuid": project.uuid, "project_uuid": project.uuid, "name": name}
+    call.audit(action, "budget", **what, before=before, after=after)
+    return after
 
 
 @router.get("/projects/{project}/grants", response_model=schemas.Page[schemas.GrantOf], **doc(404))
@@ -219,9 +231,12 @@ def list_grants(call: Call, project: str, limit: paging.Limit = 100, cursor: pag
 def grant(call: Call, project: str, user: str, body: schemas.GrantIn):
     """Let a user see a project (viewer), or also work in it (operator)."""
     found, whom = call.project(project), users.find(call.session, user)
+    role = users.grants_of(call.session, whom.uuid).get(found.uuid)
+    before = {"role": role} if role is not None else None
     users.grant(call.session, whom, found, body.role)
     view = {"user": whom.name, "user_uuid": whom.uuid, "role": body.role}
-    call.audit("grant", "project", uuid=found.uuid, name=found.name, project_uuid=found.uuid, after=view)
+    what = {"uuid": found.uuid, "name": found.name, "project_uuid": found.uuid}
+    call.audit("grant", "project", **what, before=before, after=view)
     return view
 
 
@@ -230,8 +245,9 @@ def grant(call: Call, project: str, user: str, body: schemas.GrantIn):
 def withdraw_grant(call: Call, project: str, user: str):
     """Let a user into a project no more."""
     found, whom = call.project(project), users.find(call.session, user)
+    role = users.grants_of(call.session, whom.uuid).get(found.uuid)
     users.withdraw(call.session, whom, found)
-    before = {"user": whom.name, "user_uuid": whom.uuid}
+    before = {"user": whom.name, "user_uuid": whom.uuid, "role": role}
     call.audit("withdraw", "project", uuid=found.uuid, name=found.name, project_uuid=found.uuid, before=before)
     return Answer(None, 204)
 

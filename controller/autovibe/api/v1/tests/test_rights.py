@@ -351,6 +351,45 @@ def test_every_change_is_written_down_with_who_and_what(people, user):
     assert set(line["after"]) <= {"description", "updated_at"}
 
 
+def test_what_money_and_grants_were_before_is_written_down(people, user):
+    daily = "/projects/theirs/budgets/money/daily"
+    with people.client("admin") as admin:
+
+        def written(method, path, body=None):
+            answer = admin.request(method, path, json=body)
+            assert answer.is_success, answer.text
+            line = admin.get("/audit", params={"limit": 1}).json()["items"][0]
+            assert line["request_id"] == answer.headers["x-request-id"]
+            return line
+
+        first = written("PUT", daily, {"amount": "3"})
+        assert (first["before"], first["after"]["allocated"]) == (None, "3.000000000")
+        second = written("PUT", daily, {"amount": "2"})
+        assert (second["before"]["each_period"], second["after"]["each_period"]) == ("3.000000000", "2.000000000")
+        assert set(second["before"]) == set(second["after"]) == {"each_period", "allocated", "available"}
+        more = written("POST", f"{daily}/top-up", {"amount": "1"})
+        assert (more["before"]["allocated"], more["after"]["allocated"]) == ("2.000000000", "3.000000000")
+        gone = written("DELETE", daily)
+        assert (gone["before"]["allocated"], gone["after"]) == ("3.000000000", None)
+        assert {one["object_name"] for one in (first, second, more, gone)} == {"theirs: daily money"}
+
+        grant = f"/projects/theirs/grants/{user.name}"
+        assert written("PUT", grant, {"role": "viewer"})["before"] is None
+        line = written("PUT", grant, {"role": "operator"})
+        assert (line["before"], line["after"]["role"]) == ({"role": "viewer"}, "operator")
+        assert written("DELETE", grant)["before"]["role"] == "operator"
+
+        written("PUT", "/pools/money/weekly", {"amount": "9"})
+        share = "/pools/money/weekly/limits/theirs"
+        assert written("PUT", share, {"floor": "1"})["before"] is None
+        line = written("PUT", share, {"floor": "2"})
+        assert (line["before"], line["after"]) == ({"floor": "1.000000000"}, {"floor": "2"})
+        written("DELETE", "/pools/money/weekly")
+
+        assert written("PUT", "/rates/NOK/CAD", {"rate": "0.13"})["before"] is None
+        assert written("PUT", "/rates/NOK/CAD", {"rate": "0.14"})["before"]["rate"].startswith("0.13")
+
+
 @pytest.mark.parametrize(
     "statement", ["UPDATE audit_log SET actor = 'me'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
 )
