@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,6 +14,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from autovibe import db, jsonform, views
 from autovibe.access import Caller, Level
@@ -32,6 +33,8 @@ ALIVE_SECONDS = 15.0
 #: What happens within such a moment is told together.
 GATHER_SECONDS = 0.05
 LINES = 500
+#: A line has its id before its transaction ends: one with a smaller id may come so much later, among the last lines.
+LATE_SECONDS, LATE_LINES = 30.0, 500
 _STREAM = {
     200: {"description": "Server-sent events, until the machine has ended.", "content": {"text/event-stream": {}}}
 }
@@ -54,7 +57,9 @@ class OneMachine:
     """What a follower of one machine has been told."""
 
     uuid: UUID
+    #: Up to here it has been told of all lines; beyond it, of these, since when.
     after: int = 0
+    told: dict[int, float] = field(default_factory=dict)
     status: tuple[str, str | None] | None = None
     operations: dict[UUID, str] = field(default_factory=dict)
     #: There are more lines than one look takes.
@@ -66,16 +71,12 @@ class OneMachine:
         session = call.session
         machine = call.machine(self.uuid)
         now = (machine.status, machine.outcome)
-        lines = session.scalars(
-            select(MachineEvent)
-            .where(MachineEvent.machine_uuid == self.uuid, MachineEvent.id > self.after)
-            .order_by(MachineEvent.id)
-            .limit(LINES)
-        ).all()
-        found: list[Event] = [("log", line.id, views.event(line)) for line in lines]
+        lines = self._lines(session)
+        # Who comes again goes on after the last id that it has heard, which a late line's is not.
+        newest = max(self.told, default=self.after)
+        found: list[Event] = [("log", line.id if line.id > newest else None, views.event(line)) for line in lines]
         self.more = len(lines) == LINES
-        if lines:
-            self.after = lines[-1].id
+        self._note(lines)
         if now != self.status:
             self.status = now
             found.append(("status", None, views.machine(session, machine)))
@@ -89,6 +90,22 @@ class OneMachine:
             self.ended = True
             found.append(("end", None, views.machine_in_full(session, machine)))
         return found
+
+    def _lines(self, session: Session) -> Sequence[MachineEvent]:
+        """What it has not been told of the machine's log."""
+        mine = MachineEvent.machine_uuid == self.uuid, MachineEvent.id > self.after
+        query = select(MachineEvent).where(*mine, MachineEvent.id.not_in(list(self.told)))
+        return session.scalars(query.order_by(MachineEvent.id).limit(LINES)).all()
+
+    def _note(self, lines: Sequence[MachineEvent]) -> None:
+        """It has been told of these; none comes any more before the oldest of them."""
+        now = time.monotonic()
+        self.told |= dict.fromkeys((line.id for line in lines), now)
+        for number in sorted(self.told):
+            if len(self.told) <= LATE_LINES and now - self.told[number] < LATE_SECONDS:
+                break
+            self.after = number
+            del self.told[number]
 
 
 @dataclass
@@ -120,7 +137,9 @@ class Streams:
         self.of: Counter[str] = Counter()
 
     def take(self, caller: Caller) -> None:
-        if self.of.total() >= MOST_STREAMS or self.of[_person(caller)] >= MOST_OF_ONE:
+        # Who owns the hub may follow each machine of a large batch.
+        most = MOST_STREAMS if caller.is_local else MOST_OF_ONE
+        if self.of.total() >= MOST_STREAMS or self.of[_person(caller)] >= most:
             raise TooManyRequests("Too many streams are open", "Close some.", retry_after=30)
         self.of[_person(caller)] += 1
 

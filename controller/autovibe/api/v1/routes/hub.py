@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -18,7 +19,9 @@ from autovibe.api.v1.calls import Answer, ApiRoute, Call, doc, needs
 from autovibe.api.v1.routes import PREFIX
 from autovibe.api.v1.routes.resources import machines_by_status, operations_by_status
 from autovibe.errors import AutovibeError
+from autovibe.listening import reachable
 from autovibe.models import Operation, Template
+from autovibe.settings import Settings
 
 router = APIRouter(prefix=PREFIX, route_class=ApiRoute)
 #: Not under /api/v1: monitoring expects them at the root.
@@ -130,13 +133,23 @@ def _check(name: str, state: str, message: str) -> dict[str, str]:
     return {"name": name, "state": state, "message": message}
 
 
-def _database(settings: Any) -> dict[str, str]:
+def _database(settings: Settings) -> dict[str, str]:
     try:
         with db.session_scope(settings) as session:
             session.execute(text("SELECT 1"))
     except (AutovibeError, db.SQLAlchemyError):
         return _check("database", "failed", "The database does not answer, or has another schema.")
     return _check("database", "ok", f"schema {db.SCHEMA_REVISION}")
+
+
+def _machines(settings: Settings) -> dict[str, str]:
+    """Whether machines are answered: by processes of their own, which `autovibe up` starts."""
+    address = reachable(settings.hub_bind), settings.hub_port
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return _check("machines", "failed", "nobody answers at their port")
+    return _check("machines", "ok", "their port is answered")
 
 
 def _others(request: Request) -> list[dict[str, str]]:
@@ -149,6 +162,8 @@ def _others(request: Request) -> list[dict[str, str]]:
         ),
         _check("supervisor", *(("ok", "up") if held else ("warning", "`autovibe up` does not run here"))),
     ]
+    if held:
+        checks.append(_machines(settings))
     try:
         with db.session_scope(settings) as session:
             overdue = [job["name"] for job in jobs.views(session) if job["overdue"]]

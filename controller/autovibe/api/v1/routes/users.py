@@ -199,13 +199,14 @@ def show_key(call: Call, key: str):
     return apikeys.view(call.session, _key(call, key))
 
 
-@router.delete("/keys/{key}", response_model=schemas.Key, tags=["keys"], **doc(404))
+@router.delete("/keys/{key}", response_model=schemas.Key, tags=["keys"], **doc(404, 412))
 @needs(Level.METRICS)
 def revoke_key(call: Call, key: str):
     """End a key at once. A key ends itself, and those of its user that may do no more than it."""
     found = _key(call, key)
     _not_over(call, found)
     before = apikeys.view(call.session, found)
+    call.unchanged_since(before)
     view = apikeys.view(call.session, apikeys.revoke(call.session, found))
     call.audit("revoke", "key", uuid=found.uuid, name=found.prefix, before=before, after=view)
     return view

@@ -9,9 +9,12 @@ from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
-from autovibe import jobs, listening, machines, projects
+from autovibe import jobs, listening, machines, projects, supervise
+from autovibe.access import LOCAL, Caller, Level
 from autovibe.api.v1 import schemas, server
+from autovibe.api.v1.doors import TooManyRequests
 from autovibe.api.v1.routes import events
+from autovibe.api.v1.tests.conftest import populate, running
 from autovibe.listening import CannotListen
 from autovibe.models import AuditLine, Machine, Operation, SchedulerJob
 from autovibe.settings import load_settings
@@ -105,6 +108,20 @@ def test_what_has_not_changed_is_not_sent_again(admin):
     assert (late.status_code, late.json()["error"]["code"]) == (412, "precondition_failed")
 
 
+def test_what_can_be_read_by_itself_is_removed_only_as_it_was_read(people, admin):
+    """All that there is: a path whose If-Match nobody looks at would remove what somebody has changed."""
+    document = admin.get(f"{people.url}/openapi.json").json()["paths"]
+    for path, operations in document.items():
+        for method in operations.keys() & {"patch", "delete"} if "get" in operations else ():
+            parameters = {one["name"] for one in operations[method]["parameters"]}
+            assert "If-Match" in parameters, (method, path)
+    made = admin.post("/keys", json={"name": "short", "scope": "read"}).json()
+    path = f"/keys/{made['prefix']}"
+    assert admin.delete(path, headers={"If-Match": '"another"'}).status_code == 412
+    tag = admin.get(path).headers["etag"]
+    assert admin.delete(path, headers={"If-Match": tag}).status_code == 200
+
+
 def test_pages_hold_everything_once(people, admin):
     with people.session() as session:
         project = world.project(session, f"many-{uuid4().hex[:6]}", "100")
@@ -180,6 +197,24 @@ def test_a_machine_is_followed_as_it_speaks_and_ends(people, operator):
     assert "first words" not in [data.get("text") for _, data in again]
 
 
+def test_a_line_is_told_that_was_written_before_another_and_comes_after_it(people, operator):
+    machine = people.machine("ours", f"m-{uuid4().hex[:8]}")
+    with operator.stream("GET", f"/machines/{machine.name}/events") as answer:
+        stream = events_of(answer.iter_lines())
+        next(stream)
+        with people.session() as slow:
+            machines.say(slow, machine.uuid, "slow")
+            slow.flush()
+            with people.session() as quick:
+                machines.say(quick, machine.uuid, "quick")
+            texts = [next(data["text"] for kind, data in stream if kind == "log" and data["text"] in ("slow", "quick"))]
+        with people.session() as session:
+            machines.say(session, machine.uuid, "last")
+        while texts[-1] != "last":
+            texts += [next(data["text"] for kind, data in stream if kind == "log")]
+    assert [text for text in texts if text in ("slow", "quick")] == ["quick", "slow"]
+
+
 def test_what_is_already_there_is_told_without_waiting(people, operator):
     machine = people.machine("ours", f"m-{uuid4().hex[:8]}")
     with people.session() as session:
@@ -221,6 +256,16 @@ def test_all_machines_are_followed_but_not_anothers(people, operator):
     assert theirs.name not in names
 
 
+def test_the_owner_follows_more_machines_at_once_than_others_may():
+    streams, ann = events.Streams(), Caller("ann", Level.READ, user_uuid=uuid4())
+    for _ in range(events.MOST_OF_ONE):
+        streams.take(ann)
+        streams.take(LOCAL)
+    with pytest.raises(TooManyRequests):
+        streams.take(ann)
+    streams.take(LOCAL)
+
+
 def test_the_log_comes_in_pages(people, operator):
     machine = people.machine("ours", f"m-{uuid4().hex[:8]}")
     with people.session() as session:
@@ -238,6 +283,22 @@ def test_health_says_what_is_missing(people, admin):
     assert (answer.status_code, states["database"], states["notifications"]) == (200, "ok", "ok")
     assert answer.json()["status"] == "degraded"
     assert states["supervisor"] == "warning"
+
+
+def test_a_hub_whose_machines_nobody_answers_has_failed(api_server, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as machines_:
+        port = machines_.getsockname()[1]
+        with (
+            running(api_server, tmp_path, AUTOVIBE_HUB_PORT=str(port)) as one,
+            supervise.held_lock(one.settings),
+            one.client() as nobody,
+        ):
+            well = nobody.get(f"{one.url}/health")
+            machines_.close()
+            failed = nobody.get(f"{one.url}/health")
+    states = [{check["name"]: check["state"] for check in answer.json()["checks"]} for answer in (well, failed)]
+    assert (well.status_code, states[0]["machines"], states[0]["supervisor"]) == (200, "ok", "ok")
+    assert (failed.status_code, failed.json()["status"], states[1]["machines"]) == (503, "failed", "failed")
 
 
 def test_health_names_the_jobs_that_are_overdue(people, admin):
@@ -271,8 +332,6 @@ def test_metrics_have_their_names(people, admin):
 
 
 def test_only_named_origins_may_call_from_a_browser(people, api_server, tmp_path):
-    from autovibe.api.v1.tests.conftest import running
-
     with (
         running(api_server, tmp_path, AUTOVIBE_API_CORS_ORIGINS='["https://ui.example"]') as one,
         one.client() as client,
@@ -288,8 +347,6 @@ def test_only_named_origins_may_call_from_a_browser(people, api_server, tmp_path
 
 
 def test_who_asks_too_often_waits(api_server, tmp_path):
-    from autovibe.api.v1.tests.conftest import populate, running
-
     with running(api_server, tmp_path, AUTOVIBE_API_RATE_LIMIT="5/hour") as one:
         populate(one)
         with one.client("admin") as client, one.client("viewer-ours") as other, one.client("local") as local:
