@@ -49,6 +49,11 @@ STEPS = Steps(
                 "NotPossible", "a is named twice"),
         Refusal({"vm_id": 300, "rules": [{"type": "sideways", "action": "DROP"}]}, None, "must be one of"),
         Refusal({"vm_id": 300, "identity": {"machine": "x"}, "rules": []}, "IdentityError", "VM 300"),
+        Refusal({**WALL, "rules": [SSH, {"action": "ACCEPT", "dport": "80"}]}, "NotPossible", r"rules\[1\]: ports"),
+        Refusal({**WALL, "groups": [{"name": "web", "rules": [{"action": "web"}]}]}, "NotPossible",
+                r"groups.web\[0\]: 'web' is no action"),
+        Refusal({**WALL, "aliases": [{"name": "hub", "cidr": "hub.example"}]}, "NotPossible", "neither an address nor"),
+        Refusal({**WALL, "ipsets": [{"name": "a b"}]}, "NotPossible", "ipsets: 'a b' is no name"),
         Refusal({}, None, "one of the following is required"),
     ],
 )  # fmt: skip
@@ -133,3 +138,22 @@ def test_it_goes_on_when_calls_fail(lab, action):
     assert ran.rc == 0, ran.output[-2000:]
     assert not ran.named["last"]["changed"]
     assert lab.tasks_run(none.play("cleared")).rc == 0
+
+
+def test_a_rule_that_is_refused_does_not_cut_the_vm_off(lab):
+    """Only Proxmox VE knows its macros. With the policy in force and no rule, nobody would reach a VM that was open."""
+    none, wall = Task("isolation", {"vm_id": 300, "state": "absent"}), {**WALL, "rules": [{**SSH, "macro": "Nope"}]}
+    closer = {**wall, "options": {**WALL["options"], "policy_in": "REJECT"}}
+    ran = lab.tasks_run(
+        none.play("cleared"),
+        Task("isolation", wall).play("refused", ignore_errors=True),
+        Call("GET", f"{VM}/firewall/options").task(lab).play("options"),
+        Task("isolation", WALL).play("well"),
+        # One that is on is closed before anything else.
+        Task("isolation", closer).play("on", ignore_errors=True),
+        Call("GET", f"{VM}/firewall/options").task(lab).play("closed"),
+    )
+    assert "unknown macro" in ran.named["refused"]["msg"]
+    assert "enable" not in ran.named["options"]["json"]["data"]
+    assert "unknown macro" in ran.named["on"]["msg"]
+    assert ran.named["closed"]["json"]["data"]["policy_in"] == "REJECT"

@@ -9,7 +9,7 @@ from typing import Any
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.firewall import (
     Firewall,
     Policy,
-    refuse_duplicates,
+    refuse_nonsense,
     seen,
 )
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.machines import Machines
@@ -91,7 +91,7 @@ class ActionModule(PveAction):
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
         machines = Machines(client, options["node"], options["timeout"])
         policy = _policy(options)
-        refuse_duplicates(policy)
+        refuse_nonsense(policy)
         vmid = machine_id(machines, options)
         vm = seen(machines, vmid)
         machines.check_identity(vm, identity(options))

@@ -9,6 +9,7 @@ shift under whoever else edits, so each list is read again after it was written,
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ OPTIONS = (
     "log_level_in",
     "log_level_out",
 )
+ACTIONS = ("ACCEPT", "REJECT", "DROP")
+#: Of aliases, IP sets and groups
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]+")
 #: How often a list that somebody else edits meanwhile is set right again.
 ROUNDS = 5
 
@@ -125,16 +129,24 @@ class Firewall:
         return after
 
     def _converge(self, wanted: dict[str, Any], groups: list[str]) -> None:
-        """What rules name is made before them and removed after them; options come first: nothing is open then."""
+        """What rules name is made before them and removed after them.
+
+        Options come first: nothing is open then that is to be closed. But a firewall that is off is switched on last:
+        all is open until then, and a rule that is refused would leave the VM with a policy and no rules.
+        """
         for _round in range(ROUNDS):
             found = self.read(wanted, groups)
             if found == wanted:
                 return
-            self._set_options(found, wanted)
+            switched_on = wanted.get("options", {}).get("enable") and not found.get("options", {}).get("enable")
+            if not switched_on:
+                self._set_options(found, wanted)
             self._make_aliases(found, wanted)
             self._make_ipsets(found, wanted)
             self._make_groups(found, wanted)
             self._set_rules(f"{self.path}/rules", found.get("rules"), wanted.get("rules"))
+            if switched_on:
+                self._set_options(found, wanted)
             self._remove(found, wanted)
         raise TaskTimeout(f"The firewall of VM {self.vmid} is being changed by somebody else; run this again.")
 
@@ -243,12 +255,39 @@ def seen(machines: Machines, vmid: int) -> Seen:
     return found
 
 
-def refuse_duplicates(policy: Policy) -> None:
+def refuse_nonsense(policy: Policy) -> None:
+    """What Proxmox VE would refuse in the middle of it all, of what can be said without asking it."""
     for kind in ("aliases", "ipsets", "groups"):
         names = [one["name"].lower() for one in getattr(policy, kind) or []]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise NotPossible(f"{kind}: {', '.join(twice)} is named twice; names differ in more than their case.")
+        if wrong := [name for name in names if not NAME.fullmatch(name)]:
+            raise NotPossible(f"{kind}: '{wrong[0]}' is no name: a letter, then letters, digits, '-' and '_'.")
+    for alias in policy.aliases or []:
+        if not _is_network(alias["cidr"]):
+            raise NotPossible(f"aliases: '{alias['cidr']}' is neither an address nor a network.")
+    groups = [(f"groups.{group['name']}", group.get("rules") or []) for group in policy.groups or []]
+    for where, rules in [("rules", policy.rules or []), *groups]:
+        for number, rule in enumerate(rules):
+            if reason := _wrong(rule):
+                raise NotPossible(f"{where}[{number}]: {reason}.")
+
+
+def _wrong(rule: Rule) -> str | None:
+    if rule["type"] != "group" and rule["action"] not in ACTIONS:
+        return f"'{rule['action']}' is no action; one of {', '.join(ACTIONS)}, or type: group for a security group"
+    if (rule.get("dport") or rule.get("sport")) and not rule.get("proto"):
+        return "ports need proto, such as tcp"
+    return None
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _group(name: str) -> str:
