@@ -298,6 +298,22 @@ def test_an_id_of_another_node_is_taken(cluster):
         spawn(connected(cluster, "pve1"), "web", 300)
 
 
+def test_a_vm_that_has_moved_to_another_node_is_not_gone(cluster):
+    me = {"identity": {"installation": "i", "machine": "m"}}
+    moved = {"node": "pve2", "vm_id": 300, "name": "web", "source": {"vm_id": BASE}, **me, "tags": ["id-m"]}
+    assert task(cluster, "machine", **moved)["changed"]
+    for who in ({"vm_id": 300}, me, {"vm_id": 300, **me}):
+        for module, more in (("machine", {"force": True}), ("checkpoint", {"name": "before"})):
+            done = task(cluster, module, state="absent", node="pve1", **who, **more)
+            assert (done.get("failed"), done.get("error_class")) == (True, "NotFound"), (module, who, done)
+            assert "VM 300 is on node pve2, not pve1; give that node, or none." in done["msg"]
+    assert 300 in cluster.node.cluster.nodes["pve2"].machines
+    # What only has its tag is another VM.
+    LabClient(cluster).api.nodes("pve2").qemu(300).config.put(description="a clone")
+    assert not task(cluster, "machine", state="absent", node="pve1", **me)["changed"]
+    assert not task(cluster, "machine", state="absent", node="pve1", vm_id=301)["changed"]
+
+
 def test_a_vm_is_made_of_an_image(lab):
     machines = connected(lab)
     wanted = Wanted(name="img", cores=2, net={"bridge": "vmbr1"}, disk_size="3G", tags=["a"])

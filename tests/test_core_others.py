@@ -311,3 +311,46 @@ def test_a_checkpoint_of_a_machine_that_is_gone_is_gone(lab):
     for who in ({"machine_name": "gone"}, {"identity": ME}, {"vm_id": 999}):
         done = task(lab, "checkpoint", state="absent", name="saved", **who)
         assert (done["changed"], done["checkpoint"]["exists"]) == (False, False), done
+
+
+def test_a_volume_that_somebody_keeps_stays_when_its_vm_goes(lab):
+    """Proxmox VE would also remove what has the VM's id and is in no configuration: detached, or another cluster's."""
+    machines, node = connected(lab), LabClient(lab).node
+
+    def kept() -> list[str]:
+        return [one["volid"] for one in node.storage("null").content.get() if one["volid"].endswith("-disk-9.raw")]
+
+    for vmid, wanted in ((200, Wanted(name="web")), (201, Wanted(name="ours", identity=Identity.of(**ME)))):
+        machines.ensure(vmid, wanted, source=lambda: Source(BASE))
+        node.storage("null").content.post(vmid=vmid, filename=f"vm-{vmid}-disk-9.raw", size="1G")
+        assert machines.remove(vmid, wanted).changed
+    assert kept() == ["null:200/vm-200-disk-9.raw"]
+
+
+def test_a_disk_among_the_options_is_refused(lab):
+    """The next run would put another new disk in its place."""
+    for drive in ("null:1", "null:1,cache=writeback", "file=null:1", "null:0,import-from=local:import/x.qcow2"):
+        for key in ("scsi1", "efidisk0"):
+            done = task(lab, "machine", name="web", source={"vm_id": BASE}, options={key: drive}, check=True)
+            assert (done["failed"], done["error_class"]) == (True, "NotPossible"), (key, drive)
+            assert f"options: {key} would be another new disk at each run" in done["msg"]
+    assert task(lab, "machine", name="web", source={"vm_id": BASE}, options={"ide3": "none,media=cdrom"})["changed"]
+
+
+def test_nothing_to_run_is_refused(lab):
+    for given in ({"argv": []}, {"shell": ""}):
+        done = task(lab, "guest_exec", vm_id=BASE, **given)
+        assert (done["failed"], done["error_class"]) == (True, "SettingsError")
+
+
+def test_check_mode_knows_the_storages(lab):
+    done = task(lab, "machine", check=True, name="web", source={"vm_id": BASE}, storage="nope")
+    assert (done["failed"], done["error_class"]) == (True, "NotFound")
+    assert "no storage 'nope'" in done["msg"]
+
+
+def test_a_refusal_is_one_line(lab):
+    """Proxmox VE's own has several for a value that has parts."""
+    done = task(lab, "machine", name="web", source={"vm_id": BASE}, options={"ipconfig1": "ip=nonsense"})
+    assert done["error_class"] == "ApiError"
+    assert "ipconfig1: invalid format - format error; ipconfig1.ip: invalid format" in done["msg"]

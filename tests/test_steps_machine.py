@@ -63,6 +63,21 @@ STEPS = Steps(
         Refusal({"vm_id": 502, "disk_size": "big"}, "NotPossible", "'big' is no size"),
         Refusal({"vm_id": 502, "pool": "nope"}, "NotFound", "no pool 'nope'"),
         Refusal({"vm_id": 502, "tags": ["a b"]}, "NotPossible", "'a b' is not a tag"),
+        # What Proxmox VE refuses only once the new VM is there.
+        *[
+            Refusal({"name": "bad", "source": {"name": "null"}, **wrong}, "NotPossible", says)
+            for wrong, says in (
+                ({"cores": 0}, "cores: at least 1"),
+                ({"memory": 1}, "memory: at least 16"),
+                ({"ip": "10.0.0.5"}, "ip: '10.0.0.5' lacks the prefix"),
+                ({"ip": "here"}, "ip: 'here' is no IPv4"),
+                ({"gateway": "10.0.0.1/24"}, "gateway: .* is no IPv4"),
+                ({"net": {"mac": "01:00:00:00:00:01"}}, "net.mac"),
+                ({"net": {"tag": 5000}}, "net.tag: 0 to 4094"),
+                ({"options": {"cpu": ["host"]}}, "options: cpu is no text"),
+            )
+        ],
+        Refusal({"name": "bad", "identity": {"machine": "a b"}}, "SettingsError", "machine has a space in it"),
         Refusal({"vm_id": 502, "state": "absent"}, "NotPossible", "protected; say protection: false first"),
         Refusal({"vm_id": 503, "state": "absent"}, "NotPossible", "VM 503 is running; stop it first, or say force"),
         Refusal({"vm_id": 100, "state": "started"}, "NotPossible", "is a template"),
@@ -81,6 +96,8 @@ def lab(tmp_path_factory):
 def test_machine_passes_the_twelve_steps(lab):
     outcome = run(lab, STEPS)
     assert outcome.problems() == []
+    # A refusal leaves no VM behind.
+    assert {vm["vmid"] for vm in lab.aid("GET", "guests")} == {100, 502, 503}
     assert "planted-password" not in outcome.run.output
     created, changed = outcome.result("create")["diff"]["after"], outcome.result("change")["diff"]
     assert created["smbios1"] == {"manufacturer": "somebody", "serial": "one"}
@@ -100,3 +117,7 @@ def test_machine_passes_the_twelve_steps(lab):
     # Whoever asks again is told again, at no price.
     assert outcome.result("heal_again")["machine"]["restart_required"] == ["cores", "smbios1"]
     assert len(outcome.made("create_again")) == 3
+
+
+def test_a_relative_ca_path_is_beside_the_playbook(lab):
+    assert lab.tasks_run(Task("machine_info", {"ca_path": "lab/ca.pem"}).play("listed")).rc == 0

@@ -51,6 +51,8 @@ class ActionModule(PveAction):
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
         backups = Backups(Machines(client, options["node"], options["timeout"]))
         state, keep = options["state"], options["keep"]
+        if (options["max_age"] or 0) < 0:
+            raise SettingsError("max_age: at least 0, which makes a backup now.")
         wanted = Backup(
             keep=Keep(**keep) if keep else None,
             identity=identity(options),

@@ -71,6 +71,7 @@ class ActionModule(PveAction):
         except NotFound:
             if state != "absent":
                 raise
+            machines.refuse_elsewhere(None, identity(options))
             gone = {**checkpoints.facts(None, options["name"], "snapshot"), "exists": False}
             return _result(Change({}, {}, gone), "checkpoint")
         if options["expected_uuid"] is not None and (config := machines.config(vmid)) is not None:

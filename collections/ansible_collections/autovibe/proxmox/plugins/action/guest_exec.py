@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.errors import SettingsError
 from ansible_collections.autovibe.proxmox.plugins.module_utils.pve.guest import ExecResult, Guest, wrapped
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.action import Client, PveAction
 from ansible_collections.autovibe.proxmox.plugins.plugin_utils.guests import guest_of
@@ -28,7 +29,9 @@ class ActionModule(PveAction):
     CONSTRAINTS = {"mutually_exclusive": [("argv", "shell")], "required_one_of": [("argv", "shell")]}
 
     def work(self, client: Client, options: dict[str, Any], check: bool) -> dict[str, Any]:
-        argv = options["argv"] or ["/bin/sh", "-c", options["shell"] or ":"]
+        argv = options["argv"] or (["/bin/sh", "-c", options["shell"]] if options["shell"] else [])
+        if not argv:
+            raise SettingsError("argv or shell: there is no program in it.")
         program = wrapped(argv, options["env"], options["chdir"])
         guest = guest_of(client, options)
         conditional = bool(options["creates"] or options["removes"])

@@ -25,6 +25,8 @@ options:
       - A hibernated VM is a stopped one. Of its configuration nothing can be changed until it goes on.
       - V(paused) keeps the VM in memory, with its processors stopped. A stopped VM is started first.
       - V(absent) removes the VM and its disks; a running one only with O(force), a protected one never.
+      - With O(identity), V(absent) also removes volumes with the VM's id that its configuration does not name, as
+        broken-off tasks leave them. Without, they stay.
     type: str
     choices: [present, started, stopped, paused, absent]
     default: present
@@ -186,7 +188,7 @@ options:
     description:
       - Other options of the VM, named and written as Proxmox VE does, such as C(cpu) or C(balloon). An empty string
         takes one away.
-      - Not for disks.
+      - Not for new disks; they are refused.
     type: dict
     default: {}
   wait_agent:

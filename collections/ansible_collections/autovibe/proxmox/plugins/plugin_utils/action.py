@@ -99,6 +99,8 @@ class PveAction(ActionBase, abc.ABC):
         if secret:
             hidden.add(secret)
         ca_path = options["ca_path"]
+        if ca_path and not os.path.exists(ca_path):
+            ca_path = self._loader.path_dwim(ca_path)  # as the secret's file, beside the playbook
         if ca_path and options["validate_certs"] and not os.path.exists(ca_path):
             raise SettingsError(f"ca_path: there is no file {ca_path}; copy the node's /etc/pve/pve-root-ca.pem there.")
         return Client(
@@ -135,6 +137,8 @@ def identity(options: dict[str, Any]) -> Identity | None:
 
 def identity_of(values: dict[str, str] | None, option: str) -> Identity | None:
     given = Identity.of(**(values or {}))
+    if broken := [name for name, value in given.fields if value.split() != [value]]:
+        raise SettingsError(f"{option}: {', '.join(broken)} has a space in it; an identity is words of one line.")
     if given.fields and not (given.get("installation") or given.get("machine")):
         raise SettingsError(f"{option}: give machine or installation; an operation alone says of no VM whose it is.")
     return given if given.fields else None

@@ -74,6 +74,7 @@ class Checkpoints:
         try:
             seen, tree = self.glance(vmid, None, wanted.name)
         except NotFound:
+            self.machines.refuse_elsewhere(vmid, None)
             return Change({}, {}, gone)
         if seen.template:
             return self._template_absent(seen, wanted, gone, check)

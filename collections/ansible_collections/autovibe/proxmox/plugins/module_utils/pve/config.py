@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
 from .devices import (
+    DRIVE,
     SMBIOS_LENGTH,
     disk_size,
+    is_new_disk,
     merge_ipconfig,
     merge_net,
     merge_smbios,
@@ -20,6 +23,9 @@ from .devices import (
     same_net,
     size_in_bytes,
     size_text,
+    wrong_address,
+    wrong_gateway,
+    wrong_mac,
 )
 from .errors import NotPossible
 
@@ -55,6 +61,11 @@ class Identity:
 
     def get(self, name: str) -> str | None:
         return dict(self.fields).get(name)
+
+    def tag(self) -> str | None:
+        """The tag by which a machine is found."""
+        machine = self.get("machine")
+        return f"id-{machine.replace('-', '')}" if machine else None
 
     def line(self) -> str:
         return " ".join(["autovibe", *(f"{name}={value}" for name, value in self.fields)])
@@ -110,6 +121,17 @@ class Wanted:
         line = Identity.of(**{**dict(known.fields), **dict(self.identity.fields)}).line()
         return "\n".join(filter(None, [line, rest if self.notes is None else self.notes]))
 
+    def _refused(self) -> Iterator[tuple[str, str | None]]:
+        """Each option with what is wrong with it. A new VM would be there, and not configured, when it is refused."""
+        net = self.net or {}
+        yield "cores", "at least 1" if self.cores is not None and self.cores < 1 else None
+        yield "memory", "at least 16 (MiB)" if self.memory is not None and self.memory < 16 else None
+        yield "ip", wrong_address(self.ip)
+        yield "gateway", wrong_gateway(self.gateway)
+        yield "net.mac", wrong_mac(net.get("mac"))
+        yield "net.tag", "0 to 4094" if not 0 <= (net.get("tag") or 0) <= 4094 else None
+        yield "net.rate", "at least 0" if (net.get("rate") or 0) < 0 else None
+
     def validate(self) -> None:
         """Refuses what Proxmox VE would refuse late, or with a message that helps nobody."""
         if self.name is not None and not all(DNS_LABEL.fullmatch(label) for label in self.name.split(".")):
@@ -121,6 +143,17 @@ class Wanted:
                 raise NotPossible(f"'{tag}' is not a tag: letters, digits, '_', '-', '+' and '.' only.")
         if self.smbios and len(merge_smbios(None, self.smbios)) > SMBIOS_LENGTH:
             raise NotPossible(f"smbios is longer than the {SMBIOS_LENGTH} characters that Proxmox VE has for it.")
+        for option, refused in self._refused():
+            if refused:
+                raise NotPossible(f"{option}: {refused}.")
+        for key, value in self.options.items():
+            if isinstance(value, (list, dict)):
+                raise NotPossible(f"options: {key} is no text; write it as Proxmox VE does, such as order=scsi0;net0.")
+            if DRIVE.fullmatch(key) and is_new_disk(str(value)):
+                raise NotPossible(
+                    f"options: {key} would be another new disk at each run, in the place of the one before; make the "
+                    f"disk by source.image or disk_size, or in a template."
+                )
         if self.disk_size is not None:
             try:
                 size_in_bytes(self.disk_size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 from typing import Any
 
@@ -13,7 +14,11 @@ NET_MODELS = ("virtio", "e1000", "e1000e", "rtl8139", "vmxnet3")
 SMBIOS_FIELDS = ("manufacturer", "product", "version", "serial", "sku", "family")
 #: Proxmox VE's own limit for all of smbios1.
 SMBIOS_LENGTH = 512
+MAC = re.compile(r"[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}")
 DISK = re.compile(r"(scsi|virtio|sata|ide)\d+")
+#: Whatever has a volume
+DRIVE = re.compile(r"(scsi|virtio|sata|ide|unused)\d+|efidisk0|tpmstate0")
+NEW_DISK = re.compile(r"[^:,]+:\d+(\.\d+)?")
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -106,6 +111,29 @@ def merge_ipconfig(current: str | None, ip: str | None, gateway: str | None) -> 
     return ",".join(f"{key}={found[key]}" for key in ("ip", "gw", "ip6", "gw6") if found.get(key))
 
 
+def wrong_address(text: str | None) -> str | None:
+    """What is wrong with an address for cloud-init; None when nothing is."""
+    if text in (None, "", "dhcp"):
+        return None
+    try:
+        ipaddress.IPv4Interface(text)
+    except ValueError:
+        return f"'{text}' is no IPv4 address with its prefix, such as 192.168.100.11/24, nor dhcp"
+    return None if "/" in text else f"'{text}' lacks the prefix, such as {text}/24"
+
+
+def wrong_gateway(text: str | None) -> str | None:
+    try:
+        ipaddress.IPv4Address(text or "0.0.0.0")
+    except ValueError:
+        return f"'{text}' is no IPv4 address"
+    return None
+
+
+def wrong_mac(text: str | None) -> str | None:
+    return None if not text or MAC.fullmatch(text) else f"'{text}' is no MAC address of a single NIC"
+
+
 def size_in_bytes(text: str) -> int:
     """`20G` → bytes; a number alone counts GiB."""
     match = SIZE.fullmatch(text.strip())
@@ -129,6 +157,12 @@ def disks(config: dict[str, Any]) -> dict[str, str]:
         if DISK.fullmatch(key) and "media=cdrom" not in str(value):
             found[key] = properties(str(value), "file").get("file", "")
     return found
+
+
+def is_new_disk(text: str) -> bool:
+    """Whether this value of a drive makes a volume: of a size (`local:8`), or of an image."""
+    found = properties(text, "file")
+    return "import-from" in found or NEW_DISK.fullmatch(found.get("file", "")) is not None
 
 
 def boot_disk(config: dict[str, Any]) -> str | None:

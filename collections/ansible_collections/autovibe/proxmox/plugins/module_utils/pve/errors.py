@@ -58,7 +58,7 @@ class ApiError(PveError):
 
     def __init__(self, method: str, path: str, status: int, reason: str, errors: dict[str, str] | None = None):
         self.method, self.path, self.status, self.reason = method, path, status, reason
-        self.errors = {name: str(text).strip() for name, text in (errors or {}).items()}
+        self.errors = {name: "; ".join(str(text).split("\n")).strip("; ") for name, text in (errors or {}).items()}
         super().__init__(f"{method} {path}: {status} {self._why()}")
 
     def _why(self) -> str:

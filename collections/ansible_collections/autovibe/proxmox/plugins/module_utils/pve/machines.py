@@ -133,6 +133,7 @@ class Machines(Node):
                 self._clear(error.vmid)
             return Change({"status": "half-made"}, {}, self._facts(None, error.vmid, error.config, "absent", False))
         if first is None:
+            self.refuse_elsewhere(vmid, wanted.identity)
             return Change({}, {}, self._facts(None, vmid, {}, "absent", False))
         if wanted.identity is None and vmid and wanted.name not in (None, first.config.get("name")):
             raise IdentityError(
@@ -212,6 +213,8 @@ class Machines(Node):
             merged = {**base, **desired(wanted, base, created=True), **_of_other_calls(wanted)}
             merged.update(self.grown(wanted, base))
             if check:
+                if origin.storage and origin.storage not in self.storage_types():
+                    raise NotFound(f"Node {self.node} has no storage '{origin.storage}' that this user may use.")
                 after = _without_unknown(view(merged, keys, target), wanted, {})
                 return Change({}, after, self._facts(None, vmid, merged, target, True))
         run = Run(self, vmid, wanted, lambda: origin, target, None)

@@ -267,8 +267,7 @@ class Node:
         A machine that ended may have become a template: asked for, it is found too, but one that is not a template
         comes first. Of several templates the last one is taken, unless there may be `only_one`.
         """
-        machine = identity.get("machine") if identity else None
-        tag = f"id-{machine.replace('-', '')}" if machine else None
+        tag = identity.tag() if identity else None
         found = []
         for vm in self.list():
             fits = (name and vm.get("name") == name) or (tag and tag in split_tags(vm.get("tags")))
@@ -279,7 +278,7 @@ class Node:
         alive = [vm for vm in found if not vm.get("template")] or (found if only_one else found[-1:])
         if len(alive) > 1:
             ids = ", ".join(f"{vm['vmid']} ({vm['node']})" for vm in sorted(alive, key=lambda vm: vm["vmid"]))
-            raise Ambiguous(f"'{name or machine}' is the name of the VMs {ids}; say which by vm_id.")
+            raise Ambiguous(f"'{name or tag}' is the name of the VMs {ids}; say which by vm_id.")
         return self._found(alive[0]) if alive else None
 
     def template(self, name: str) -> int:
@@ -293,6 +292,18 @@ class Node:
         if len(fits) == 1:
             return self._found(fits[0])
         return self._found(max(fits, key=lambda vm: (_ctime(self._config_of(vm) or {}), int(vm["vmid"]))))
+
+    def refuse_elsewhere(self, vmid: int | None, identity: Identity | None) -> None:
+        """NotFound when a VM that this node has not is on another one, say after a migration: it is not gone."""
+        tag = identity.tag() if identity else None
+        for vm in self.client.get("/cluster/resources", type="vm") if vmid or tag else ():
+            if vm.get("type") != "qemu" or vm["node"] == self._node:
+                continue
+            there = int(vm["vmid"]) == vmid
+            if identity and tag in split_tags(vm.get("tags")):  # a clone inherits its source's tags
+                there = there or identity.owns((self._config_of(vm) or {}).get("description"))
+            if there:
+                raise NotFound(f"VM {vm['vmid']} is on node {vm['node']}, not {self._node}; give that node, or none.")
 
     def _found(self, vm: dict[str, Any]) -> int:
         self._use(vm["node"])

@@ -236,6 +236,9 @@ class Removal:
         machines.check_identity(seen, self.wanted.identity)
         if seen.running:
             machines.stop(vmid, None)
+        # What broken-off tasks have left of a VM of ours goes, too. Of any other VM, a volume with its id that its
+        # configuration does not name may be one that somebody keeps.
+        ours = self.wanted.identity is not None
         # In the query: a DELETE with a body is a 501.
-        values = {"purge": True, "destroy-unreferenced-disks": True}
+        values = {"purge": True, "destroy-unreferenced-disks": ours or None}
         machines.task(lambda: machines.client.delete(machines.path(vmid), **values))

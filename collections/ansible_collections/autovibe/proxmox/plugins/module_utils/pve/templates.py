@@ -156,6 +156,8 @@ class Templates:
         Of a version that was begun and not finished: one that is sealed, or has nothing to be customised, is finished,
         another one is removed and begun anew.
         """
+        asked = {key: getattr(inputs, key) for key in ("name", "cores", "memory", "disk_size")}
+        Wanted(tags=tags, **asked).validate()
         inputs = replace(inputs, fingerprint=inputs.image.fingerprint(self.machines))
         if inputs.seed:
             inputs = replace(inputs, seed=replace(inputs.seed, version=inputs.version()))
