@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import ModuleType
 
 import pytest
-from hosts import Host
+import yaml
+from hosts import REPOSITORY, Host
 from network_hosts import kill_at, network_host, play, wait_for
 
 FILE = "/etc/network/interfaces.d/autovibe-vmbr1"
@@ -52,10 +56,11 @@ def test_a_new_host_gets_what_check_mode_said_and_nothing_twice(h: Host, before:
 
 
 def test_a_change_that_was_killed_half_way_is_finished_by_the_next_run(h: Host) -> None:
-    predicted = play(h, "--check", "--diff", machine_network_profile="open")
+    wanted = {"machine_network_profile": "open", "machine_network_closed": []}
+    predicted = play(h, "--check", "--diff", **wanted)
     assert len(re.findall(r"^[+-]\t", predicted.output, re.MULTILINE)) < 60, "the diff is what changes"
-    kill_at(h, "Write what fills the rules' sets", machine_network_profile="open")
-    finished = play(h, machine_network_profile="open")
+    kill_at(h, "Write what fills the rules' sets", **wanted)
+    finished = play(h, **wanted)
     assert {"Load the rules"} <= {name.split(" : ")[-1] for name in finished.changed_tasks}
     assert set(finished.changed_tasks) < set(predicted.changed_tasks)
     assert "masquerade" in h.run("nft list table inet autovibe").stdout
@@ -84,6 +89,12 @@ def test_a_removal_spares_running_guests_and_leaves_nothing(h: Host, before: str
     refused = play(h, check=False, machine_network_state="absent")
     assert refused.returncode != 0
     assert "stop these guests" in refused.output
+    # The rules are of one bridge: the guests here would be left without.
+    for state in ("present", "absent"):
+        renamed = play(h, check=False, machine_network_bridge="vmbr2", machine_network_state=state)
+        assert "bridge of" in renamed.output
+        assert "is vmbr1" in renamed.output
+    assert h.run("nft list table bridge autovibe").stdout
     h.run("ip link delete tap110i0")
 
     predicted = play(h, "--check", machine_network_state="absent")
@@ -110,6 +121,69 @@ def test_rules_that_cannot_be_loaded_leave_the_bridge_closed(plain: Host) -> Non
     play(plain, machine_network_state="absent")
 
 
+BONDS = """
+auto bond0
+iface bond0 inet manual
+    bond-slaves eno1 eno2
+    bond-miimon 100
+    bond-mode 802.3ad
+
+auto vmbr0.20
+iface vmbr0.20 inet static
+    address 10.9.20.1
+    netmask 255.255.255.0
+    vlan-raw-device vmbr0
+    dns-nameservers 10.9.20.53
+
+allow-ovs vmbr7
+iface vmbr7 inet manual
+    ovs_type OVSBridge
+"""
+
+
+def test_the_rest_of_the_hosts_own_file_is_not_judged(plain: Host) -> None:
+    """Bonds, VLANs, Open vSwitch: what is there works. What is new in the management bridge's lines is checked."""
+    before = plain.read("/etc/network/interfaces")
+    plain.write("/etc/network/interfaces", before + BONDS)
+    # As YAML reads `off`
+    play(plain, machine_network_management_options={"bridge-ageing": 200, "bridge-stp": False})
+    good = plain.read("/etc/network/interfaces")
+    assert "bridge-ageing 200" in good
+    assert "bridge-stp no" in good
+    assert play(plain, machine_network_management_options={"bridge-ageing": 200, "bridge-stp": False}).changed == 0
+    for wrong in ({"bridge-agein": 300}, {"bridge-stp": "maybe"}):
+        refused = play(plain, check=False, machine_network_management_options=wrong)
+        assert next(iter(wrong)) in refused.output
+        assert "The old ones are back" in refused.output
+        assert plain.read("/etc/network/interfaces") == good
+    plain.write("/etc/network/interfaces", before)
+    play(plain, machine_network_state="absent")
+
+
+def test_a_rollback_puts_network_cards_back(plain: Host) -> None:
+    """One that the management bridge had, and one that was free, in a bridge that was new."""
+    plain.run("for card in eno3 eno4; do ip link add $card type veth peer name $card-peer; ip link set $card up; done")
+    kill_at(plain, "Reach the host anew", machine_network_bridge_ports=["eno4"], machine_network_confirm_seconds=600)
+    plain.run("autovibe-netapply rollback")
+    assert plain.run("ip -brief link show vmbr1", check=False).returncode != 0
+    assert "master" not in plain.run("ip link show eno4").stdout
+    play(plain, machine_network_bridge_ports=["eno4"])
+    plain.run("ip link set eno3 master vmbr0; autovibe-netapply begin 600")
+    plain.run("ip link set eno3 master vmbr1; ip link set eno4 nomaster; autovibe-netapply rollback")
+    assert "master vmbr0" in plain.run("ip link show eno3").stdout
+    assert "master vmbr1" in plain.run("ip link show eno4").stdout
+    plain.run("ip link delete eno3; ip link delete eno4")
+    play(plain, machine_network_state="absent")
+
+
+def test_who_runs_it_on_the_host_itself_cannot_change_the_management_bridge(plain: Host) -> None:
+    """Nothing would show that the host can still be reached."""
+    inside = {"ansible_connection": "community.docker.nsenter", "ansible_nsenter_pid": plain.pid}
+    options = {"machine_network_management_options": {"bridge-ageing": 300}}
+    refused = play(plain, "--check", check=False, **inside, **options)
+    assert "run this from another computer" in " ".join(refused.output.split())
+
+
 @pytest.mark.soak
 def test_a_bad_option_of_the_management_bridge_is_taken_back(plain: Host) -> None:
     play(plain, machine_network_management_options={"bridge-ageing": "200"})
@@ -133,7 +207,15 @@ def test_a_bridge_of_the_site_is_not_taken_over(plain: Host) -> None:
     assert "machine_network_manage_bridge" in refused.output
     play(plain, machine_network_manage_bridge=False)
     assert not plain.run(f"ls {FILE}", check=False).stdout
-    play(plain, machine_network_manage_bridge=False, machine_network_state="absent")
+    # The bridge would stay, and its guests without rules.
+    plain.run("ip link add tap110i0 type veth; ip link set tap110i0 master vmbr1")
+    gone = {"machine_network_manage_bridge": False, "machine_network_state": "absent"}
+    assert "stop these guests" in play(plain, check=False, **gone).output
+    assert plain.run("nft list table bridge autovibe").stdout
+    plain.run("ip link delete tap110i0")
+    # By its tag alone, too
+    assert play(plain, "--tags", "machine_network_run", **gone).changed > 0
+    assert play(plain, **gone).changed == 0
     assert plain.run("ip link show vmbr1").stdout
 
 
@@ -152,6 +234,12 @@ STRANGERS = """
         ("ip addr add 192.168.100.7/26 dev vmbr0", {}, "This host reaches 192.168.100.0/26 by vmbr0"),
         ("ip addr add 192.168.7.7/16 dev vmbr0", {}, "This host reaches 192.168.0.0/16 by vmbr0"),
         ("ip route add 192.168.100.64/26 via 10.9.0.2", {}, "This host reaches 192.168.100.64/26 by vmbr0"),
+        ("ip link add vmbr1 type bridge; ip addr add 10.3.0.1/24 dev vmbr1", {"machine_network_manage_bridge": False},
+         "This host has the address 10.3.0.1 on vmbr1, and the rules would let nobody reach it there"),
+        ("ip link add eno3 type veth; ip link set eno3 master vmbr0", {"machine_network_bridge_ports": ["eno3"]},
+         "eno3 of machine_network_bridge_ports is in use: it is in vmbr0"),
+        ("ip link add eno3 type veth; ip addr add 10.4.0.1/24 dev eno3", {"machine_network_bridge_ports": ["eno3"]},
+         "is in use: it has 10.4.0.1"),
         ("echo 'iface vmbr1 inet manual' >/etc/network/interfaces.d/own", {}, "vmbr1 is defined in /etc/network/inter"),
         ("", {"machine_network_gateway": "10.0.0.1"}, "(10.0.0.1) is no host's address in machine_network_network"),
         ("", {"machine_network_hubs": [{"address": "192.168.100.30"}]}, "would be a machine's, too"),
@@ -170,7 +258,7 @@ def test_nothing_is_cut_off_that_is_not_ours(plain: Host, there: str, variables:
     told = play(plain, "--check", check=False, **variables) if there == STRANGERS else refused
     after = outside(plain)
     plain.run("""
-        for link in tap500i0 eno2 vmbr1; do ip link delete $link; done 2>/dev/null
+        for link in tap500i0 eno2 eno3 vmbr1; do ip link delete $link; done 2>/dev/null
         rm -rf /etc/pve /etc/network/interfaces.d/own; ip route del 192.168.100.64/26 2>/dev/null
         ip addr del 192.168.100.7/26 dev vmbr0 2>/dev/null; ip addr del 192.168.7.7/16 dev vmbr0 2>/dev/null; true
     """)
@@ -192,3 +280,23 @@ def test_what_cannot_work_is_refused_in_a_line(plain: Host, variables: dict[str,
     refused = play(plain, check=False, **variables)
     assert refused.returncode != 0
     assert says in " ".join(refused.output.split())
+
+
+def test_netcheck_takes_no_address_that_a_guest_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netcheck = ModuleType("netcheck")
+    exec((REPOSITORY / "roles/machine_network/files/autovibe-netcheck").read_text(), netcheck.__dict__)  # noqa: S102
+    monkeypatch.setattr(netcheck, "PVE", tmp_path)
+    settings = {"network": "192.168.100.0/28", "first_slot": 10, "mac_prefix": "02:af"}
+    assert netcheck.free_addresses(settings, 2) == [IPv4Address("192.168.100.14"), IPv4Address("192.168.100.13")]
+    for folder, mac in (("qemu-server", "02:AF:C0:A8:64:0E"), ("nodes/pve2/qemu-server", "02:AF:C0:A8:64:0C")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "100.conf").write_text(f"net0: virtio={mac},bridge=vmbr1\n")
+    assert netcheck.free_addresses(settings, 2) == [IPv4Address("192.168.100.13"), IPv4Address("192.168.100.11")]
+    with pytest.raises(netcheck.Problem, match="that no guest has"):
+        netcheck.free_addresses(settings, 4)
+
+
+@pytest.mark.parametrize("playbook", ["host", "network"])
+def test_a_cluster_does_not_lose_all_its_nodes_at_once(playbook: str) -> None:
+    first = yaml.safe_load((REPOSITORY / f"playbooks/{playbook}.yml").read_text())[0]
+    assert first["serial"] == 1
