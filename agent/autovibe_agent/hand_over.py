@@ -1,21 +1,18 @@
 """Leaves the workspace with the hub at the end of the work, as one compressed archive, sent while it is packed."""
 
 import hashlib
-import logging
 import os
 import secrets
 import subprocess
 import threading
 from pathlib import Path
 
-from autovibe_agent.hub import Hub, HubRefused
+from autovibe_agent.hub import Hub
 from autovibe_agent.paths import User
 
 LIMIT_BYTES = 512 << 20
 PART_BYTES = 4 << 20
 NAME = "workspace.tar.gz"
-
-log = logging.getLogger(__name__)
 
 
 class TooLarge(Exception):
@@ -23,7 +20,10 @@ class TooLarge(Exception):
 
 
 def hand_over(hub: Hub, workspace: Path, names: list[str], user: User, scratch: Path) -> None:
-    """Sends these files of the workspace, and waits for a hub that is away. TooLarge, or OSError: none of them went."""
+    """Sends these files of the workspace, and waits for a hub that is away.
+
+    TooLarge, HubRefused, or OSError: the hub has none of them.
+    """
     archive = scratch / NAME
     archive.unlink(missing_ok=True)
     packing = Packing(workspace, names, user, archive)
@@ -34,10 +34,6 @@ def hand_over(hub: Hub, workspace: Path, names: list[str], user: User, scratch: 
         size = _send(hub, f"/agent/v1/files/{upload}/parts", archive, packing)
         kept = {"kind": "workspace", "name": NAME, "sha256": packing.sha256, "size": size, "upload": upload}
         hub.persist("POST", "/agent/v1/files", kept)
-    except HubRefused as error:
-        if error.identity_is_over:
-            raise
-        log.warning("the workspace stays here: %s", error)
     finally:
         packing.stop()
         archive.unlink(missing_ok=True)
@@ -120,9 +116,7 @@ def pack(
                     size += len(chunk)
                     if size > limit:
                         process.kill()
-                        raise TooLarge(
-                            f"the workspace is larger than {limit >> 20} MiB, packed: the hub gets none of it"
-                        )
+                        raise TooLarge(f"they are larger than {limit >> 20} MiB, packed")
                     digest.update(chunk)
                     file.write(chunk)
     finally:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -35,6 +34,7 @@ from autovibe_agent.workspace import write_files
 SUMMARY_CHARS = 4000
 #: Between two attempts: doubled from the first to the second.
 PAUSE_SECONDS = (0.5, 60.0)
+LEAVE_SECONDS = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,12 @@ class Life:
                 work.result = asdict(self._do(answer, enrolment.heartbeat_seconds))
                 work.phase = ENDED
                 self.store.write(work)
-            # All that was said before the result; with the result the machine ends.
-            self.progress.close(None)
-            if self._report(Outcome(**work.result)):
+            with self._sign_of_life(enrolment.heartbeat_seconds):
+                manifest = self._leave()
+                # All that was said before the result; with the result the machine ends.
+                self.progress.close(None)
+                is_paused = self._report(Outcome(**work.result), manifest)
+            if is_paused:
                 self._take_up()
                 return
         except HubRefused as error:
@@ -236,14 +239,48 @@ class Life:
             self._identity_is_over = True
             self.stop("superseded")
 
-    def _report(self, outcome: Outcome) -> bool:
+    @contextlib.contextmanager
+    def _sign_of_life(self, heartbeat_seconds: float) -> Iterator[None]:
+        """Heartbeats after the work: the hub is to know that a machine lives while it leaves what it has made.
+
+        They say nothing, and what they hear but the token is of no more use. Not for ever: a hub that takes nothing of
+        it, whatever the reason, is to end the machine as one that is silent.
+        """
+
+        def heard(answer: dict) -> None:
+            if answer.get("token"):
+                keep_token(self.hub, self.paths, self.user, str(answer["token"]))
+
+        heartbeat = Heartbeat(self.hub, heartbeat_seconds, lambda: None, heard, lambda _: None)
+        heartbeat.start()
+        silence = threading.Timer(LEAVE_SECONDS, heartbeat.stop)
+        silence.daemon = True
+        silence.start()
+        try:
+            yield
+        finally:
+            silence.cancel()
+            heartbeat.stop()
+
+    def _leave(self) -> dict:
+        """Leaves the workspace's files with the hub, and returns its manifest; without them the work still counts."""
+        manifest = self.manifest.take()
+        names = [file["path"] for file in manifest["files"]]
+        try:
+            if names:
+                hand_over(self.hub, self.paths.workspace, names, self.user, self.paths.lib)
+        except (OSError, TooLarge, HubRefused) as error:
+            if isinstance(error, HubRefused) and error.identity_is_over:
+                raise
+            text = f"the hub has none of the workspace's files, they are on the checkpoint's disk only: {error}"
+            self.progress.add(Message("error", text))
+        return manifest
+
+    def _report(self, outcome: Outcome, manifest: dict) -> bool:
         """The result with the workspace's manifest; said until the hub has heard it.
 
         Returns whether the hub pauses the machine instead of ending it.
         """
-        began = time.monotonic()
-        manifest = self.manifest.take()
-        self._hand_over([file["path"] for file in manifest["files"]])
         body = {
             "outcome": outcome.outcome,
             "summary": outcome.summary.replace("\0", "\ufffd")[:SUMMARY_CHARS],
@@ -252,14 +289,5 @@ class Life:
             "details": outcome.details,
         }
         answer = self.hub.persist("POST", "/agent/v1/result", body)
-        log.info("result %s reported after %.1f s", outcome.outcome, time.monotonic() - began)
+        log.info("result %s reported", outcome.outcome)
         return bool(answer.get("paused"))
-
-    def _hand_over(self, names: list[str]) -> None:
-        """Leaves the workspace's files with the hub; without them the work still counts."""
-        if not names:
-            return
-        try:
-            hand_over(self.hub, self.paths.workspace, names, self.user, self.paths.lib)
-        except (OSError, TooLarge) as error:
-            log.warning("the workspace is not with the hub: %s", error)
