@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import httpx
@@ -107,9 +107,10 @@ class Client:
             data = answer.json() if answer.content else None
         except ValueError:
             raise UnknownAnswer(f"The hub ({self.where}) answered {method} {path} with what is no JSON") from None
-        return self._as(view, data, f"{method} {path}") if view is not None and data is not None else data
+        return self.read_as(view, data, f"{method} {path}") if view is not None else data
 
-    def _as(self, view: type[BaseModel], data: Any, what: str) -> dict[str, Any]:
+    def read_as(self, view: type[BaseModel], data: Any, what: str) -> dict[str, Any]:
+        """What the hub has answered when it was asked for `what`; UnknownAnswer."""
         try:
             return view.model_validate(data).model_dump(by_alias=True)
         except ValidationError as error:
@@ -121,6 +122,22 @@ class Client:
     def text(self, path: str, **query: Any) -> str:
         """What a GET answers that is no JSON."""
         return self._send("GET", path, None, query).text
+
+    def download(self, path: str, file: BinaryIO) -> None:
+        """Write what a GET answers into a file that is empty."""
+
+        def request() -> httpx.Response:
+            file.seek(0)
+            file.truncate()
+            with self.http.stream("GET", _PREFIX + path) as answer:
+                if answer.is_error:
+                    answer.read()
+                for piece in answer.iter_bytes() if answer.is_success else ():
+                    file.write(piece)
+            return answer
+
+        self._once(request, f"GET {path}")
+        file.seek(0)
 
     def _send(self, method: str, path: str, body: Any, query: dict[str, Any]) -> httpx.Response:
         headers = {}
@@ -175,7 +192,7 @@ class Client:
             except (KeyError, TypeError):
                 raise UnknownAnswer(f"The hub ({self.where}) answered GET {path} with what is no list") from None
             for item in found:
-                yield self._as(view, item, f"GET {path}")
+                yield self.read_as(view, item, f"GET {path}")
             left = None if left is None else left - len(found)
             if cursor is None:
                 return
@@ -191,10 +208,13 @@ class Client:
                     yield kind, data
                     if kind == "end":
                         return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, HubUnreachable, Refused) as error:
                 gone_since = gone_since or time.monotonic()
-                if time.monotonic() - gone_since > RECONNECT_SECONDS:
+                is_late = time.monotonic() - gone_since > RECONNECT_SECONDS
+                if is_late and isinstance(error, httpx.TransportError):
                     raise HubUnreachable(f"The hub ({self.where}) does not answer: {_reason(error)}") from None
+                if is_late or not is_away(error):
+                    raise
             time.sleep(0.5)
 
     def _stream(self, path: str, after: int) -> Iterator[tuple[str, int | None, dict[str, Any]]]:
@@ -203,6 +223,8 @@ class Client:
             if answer.is_error:
                 answer.read()
                 _checked(answer)
+            if not answer.headers.get("content-type", "").startswith("text/event-stream"):
+                raise UnknownAnswer(f"The hub ({self.where}) answered GET {path} with what is no stream")
             kind, number, lines = "message", None, []
             for line in _lines(answer):
                 name, _, value = line.partition(": ")
@@ -213,8 +235,17 @@ class Client:
                 elif name == "data":
                     lines.append(value)
                 elif not line and lines:
-                    yield kind, number, json.loads("\n".join(lines))
+                    try:
+                        data = json.loads("\n".join(lines))
+                    except ValueError:
+                        raise UnknownAnswer(f"The hub ({self.where}) streams at GET {path} what is no JSON") from None
+                    yield kind, number, data
                     kind, number, lines = "message", None, []
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the hub may answer again soon: it, or its database, is being started."""
+    return isinstance(error, (httpx.TransportError, HubUnreachable)) or getattr(error, "status", None) == 503
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from autovibe import machine_files, manifests
+from autovibe import machine_files, manifests, workspaces
 from autovibe.models import Checkpoint, Machine
 from autovibe.settings import Settings
 
@@ -56,7 +56,7 @@ def by_hash(
             archive = machine_files.workspace(session, settings, machine)
         except machine_files.NoFiles:
             continue
-        for content in machine_files.contents(archive, missing, TEXT_BYTES):
+        for content in workspaces.contents(archive, missing, TEXT_BYTES):
             left -= len(content)
             if left < 0:
                 return known

@@ -1,4 +1,4 @@
-"""What machines leave behind: their workspaces, kept by content in the state folder; lists, copies and patches of them.
+"""What machines leave behind: their workspaces, kept by content in the state folder; patches of them.
 
     <state>/files/<machine>/<sha256>             what is kept of a machine: its last one, and the one before
     <state>/files/incoming/<machine>/<name>      what is being sent, by its SHA-256 or a name of the machine's
@@ -12,31 +12,23 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from autovibe import archives
-from autovibe.errors import AutovibeError, Conflict, Invalid, NotFound
+from autovibe import workspaces
+from autovibe.errors import AutovibeError, Conflict, Invalid
 from autovibe.models import Checkpoint, Machine, MachineFile
 from autovibe.settings import Settings
 
 WORKSPACE = "workspace.tar.gz"
-#: Packed and, against archives that grow without end, unpacked.
+#: Packed.
 LIMIT_BYTES = 512 * 2**20
-UNPACKED_BYTES = 4 * 2**30
-MEMBERS = 100_000
-#: The largest file that is shown by itself.
-SHOWN_BYTES = 64 * 2**20
 PATCH_SECONDS = 60
 #: Patches that a process makes at once, and what is unpacked on the hub's disk for each side of one.
 PATCHES = 2
@@ -124,70 +116,9 @@ def workspace(session: Session, settings: Settings, machine: Machine) -> Path:
     if found is None or not _kept(settings, machine.uuid, found.sha256).exists():
         raise NoFiles(
             f"The hub has no files of machine {machine.name}",
-            "It has them of a machine whose work has ended, with files in its workspace.",
+            "It has them of a machine whose work has ended, with files in its workspace; else its log says why not.",
         )
     return _kept(settings, machine.uuid, found.sha256)
-
-
-def listed(archive: Path, folder: str = "") -> list[dict[str, Any]]:
-    """{"path", "size", "mode"} of the regular files, of one folder or of all."""
-    with _opened(archive) as members:
-        return [
-            {"path": path, "size": member.size, "mode": f"{member.mode & 0o777:04o}"}
-            for path, member in _files(members)
-            if _is_below(path, folder)
-        ]
-
-
-def extract(archive: Path, target: Path, folder: str = "", most_bytes: int = UNPACKED_BYTES) -> int:
-    """Writes the regular files below `target`, which is made; returns how many. Nothing is written outside of it."""
-    count, left = 0, most_bytes
-    target.mkdir(parents=True, exist_ok=True)
-    with _opened(archive) as members:
-        for path, member in _files(members):
-            if not _is_below(path, folder):
-                continue
-            if (left := left - member.size) < 0:
-                raise archives.TooMuchInIt()
-            place = _place(target, path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with members.content(member) as packed, place.open("wb") as file:
-                shutil.copyfileobj(packed, file)
-            place.chmod(member.mode & 0o755 | 0o600)
-            with suppress(OSError, ValueError, OverflowError):  # a time that no file can have
-                os.utime(place, (member.mtime, member.mtime))
-            count += 1
-    return count
-
-
-def _place(target: Path, path: str) -> Path:
-    """Where a member of that name is written, links followed; Invalid when that is not below `target`.
-
-    Not by the filters of `tarfile`: Debian 12's Python has none.
-    """
-    place = (target / path.lstrip("/")).resolve()
-    if not place.is_relative_to(target.resolve()):
-        raise Invalid(f"The archive is not to be trusted: {path:.200} is outside of its folder")
-    return place
-
-
-def content(archive: Path, wanted: str) -> bytes:
-    """One file of the archive; NotFound when it has none of that name, Conflict when it is too large to be shown."""
-    with _opened(archive) as members:
-        for path, member in _files(members):
-            if path == wanted and member.size > SHOWN_BYTES:
-                raise Conflict(f"{wanted} is larger than {SHOWN_BYTES // 2**20} MiB")
-            if path == wanted:
-                return members.content(member).read()
-    raise NotFound(f"The workspace has no file {wanted}")
-
-
-def contents(archive: Path, wanted: set[str], most_bytes: int) -> Iterator[bytes]:
-    """The files of the archive with these paths, but not what is larger."""
-    with _opened(archive) as members:
-        for path, member in _files(members):
-            if path in wanted and member.size <= most_bytes:
-                yield members.content(member).read()
 
 
 def patch(session: Session, settings: Settings, machine: Machine) -> bytes:
@@ -210,8 +141,8 @@ def _patch(session: Session, settings: Settings, machine: Machine) -> bytes:
         folder = Path(scratch)
         (folder / "a").mkdir()
         if before is not None:
-            extract(before, folder / "a", most_bytes=PATCH_BYTES)
-        extract(after, folder / "b", most_bytes=PATCH_BYTES)
+            workspaces.extract(before, folder / "a", most_bytes=PATCH_BYTES)
+        workspaces.extract(after, folder / "b", most_bytes=PATCH_BYTES)
         command = ["git", "-c", "core.quotePath=false", "diff", "--no-index", "--binary", "--no-ext-diff"]
         command += ["--no-textconv", "--src-prefix=", "--dst-prefix=", "a", "b"]
         clean = {
@@ -235,8 +166,8 @@ def _said_by(command: list[str], folder: Path, environment: dict[str, str]) -> b
             raise Conflict(f"git has not compared them within {PATCH_SECONDS} s", "Copy the files instead.") from None
         if done.returncode not in (0, 1):
             raise Conflict(f"git cannot compare them: {done.stderr.decode(errors='replace').strip()[-200:]}")
-        if out.seek(0, os.SEEK_END) > SHOWN_BYTES:
-            raise Conflict(f"The patch is larger than {SHOWN_BYTES // 2**20} MiB", "Copy the files instead.")
+        if out.seek(0, os.SEEK_END) > workspaces.SHOWN_BYTES:
+            raise Conflict(f"The patch is larger than {workspaces.SHOWN_BYTES // 2**20} MiB", "Copy the files instead.")
         out.seek(0)
         return out.read()
 
@@ -252,19 +183,6 @@ def _base(session: Session, settings: Settings, machine: Machine) -> Path | None
             "Compare their checkpoints: `autovibe checkpoint diff`.",
         )
     return workspace(session, settings, session.get_one(Machine, parent.creating_machine_uuid))
-
-
-def _files(members: archives.Members) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The regular files."""
-    return ((str(PurePosixPath(member.name)), member) for member in members if member.isreg())
-
-
-def _opened(archive: Path) -> AbstractContextManager[archives.Members]:
-    return archives.opened(archive, archives.Bounds(UNPACKED_BYTES, MEMBERS), of_guest=True)
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return not folder or PurePosixPath(path).is_relative_to(folder)
 
 
 def _remove_older(session: Session, kept: Path) -> None:

@@ -72,8 +72,7 @@ def output(data: Any, as_json: bool, table_fn: Callable[[Any], Any] | None = Non
     `table_fn` may print by itself and return None. Without it, text is one `key: value` per line.
     """
     if as_json:
-        text = json.dumps(data, indent=2, default=jsonform.encoded, ensure_ascii=False)
-        click.echo(text.translate(_ESCAPED))
+        click.echo(json_text(data))
         return
     shown = (table_fn or _lines)(data)
     if shown is None:
@@ -82,6 +81,11 @@ def output(data: Any, as_json: bool, table_fn: Callable[[Any], Any] | None = Non
         click.echo(plain(shown))
         return
     console().print(shown)
+
+
+def json_text(data: Any, indent: int | None = 2) -> str:
+    """The data as JSON that a terminal does not obey."""
+    return json.dumps(data, indent=indent, default=jsonform.encoded, ensure_ascii=False).translate(_ESCAPED)
 
 
 def table(title_columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:

@@ -1,8 +1,7 @@
-"""`autovibe machine`: spawn, list, show, logs, checkpoint, pause, resume, restore, terminate; what it has left."""
+"""`autovibe machine`: spawn, list, show, logs, checkpoint, pause, resume, restore, terminate; see `machine_files`."""
 
 from __future__ import annotations
 
-import base64
 import shlex
 import sys
 from pathlib import Path
@@ -126,7 +125,7 @@ def _spawned(here: Any, body: dict[str, Any], key: str | None, quiet: bool) -> d
     from autovibe.cli import watch
     from autovibe.errors import NotFound
 
-    made = here.post("/machines", None, body, key=key)
+    made = here.post("/machines", schemas.MachineAsked, body, key=key)
     if made["machine"] is None:
         # One that playbooks/templates.yml has made is looked for; without a worker nobody does.
         name = body.get("template") or here.get("/hub", schemas.Hub)["default_template"]
@@ -134,8 +133,8 @@ def _spawned(here: Any, body: dict[str, Any], key: str | None, quiet: bool) -> d
             hint = "Build it with `autovibe template build`; `autovibe up` looks for one that Proxmox has."
             raise NotFound(f"There is no template {name}", hint)
         watch.operation(here, made["operation"]["uuid"], f"Looking for the template {name}", quiet=quiet)
-        made = here.post("/machines", None, body, key=key)
-    return schemas.MachineStarted.model_validate(made).model_dump()["machine"]
+        made = here.post("/machines", schemas.MachineStarted, body, key=key)
+    return made["machine"]
 
 
 def _follow(here: Any, shown: dict[str, Any], as_json: bool) -> None:
@@ -227,7 +226,12 @@ def _shown(data: dict[str, Any]) -> str:
 
 @machine.command()
 @click.argument("machine_")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the machine has ended.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Go on until the machine has ended, or is paused. With --json, an object a line.",
+)
 @json_option
 def logs(machine_: str, follow: bool, as_json: bool) -> None:
     """Print what MACHINE's agent has said."""
@@ -237,7 +241,7 @@ def logs(machine_: str, follow: bool, as_json: bool) -> None:
     with hub() as here:
         if follow:
             found = here.get(f"/machines/{named(machine_)}", schemas.MachineInFull)
-            watch.machine(here, found["uuid"], show=watch.printer())
+            watch.machine(here, found["uuid"], show=watch.json_printer() if as_json else watch.printer())
             return
         lines = here.pages(f"/machines/{named(machine_)}/logs", schemas.LogLine)
     if as_json:
@@ -245,7 +249,7 @@ def logs(machine_: str, follow: bool, as_json: bool) -> None:
         return
     show_line = watch.printer()
     for line in lines:
-        show_line(*watch.as_line(line))
+        show_line(line)
 
 
 @machine.command()
@@ -324,70 +328,4 @@ def terminate(machine_: str, reason: str | None, wait: bool, as_json: bool) -> N
     _ask("terminate", "End", machine_, wait, as_json, {"reason": reason})
 
 
-@machine.command()
-@click.argument("machine_")
-@click.argument("path", required=False)
-@click.option("--output", "-o", "target", type=click.Path(path_type=Path, file_okay=False), help="Copy them there.")
-@json_option
-def files(machine_: str, path: str | None, target: Path | None, as_json: bool) -> None:
-    """List what MACHINE has left in its workspace; print the file PATH, or copy all (below the folder PATH)."""
-    _left(machine_, path or "", target, as_json, one=path)
-
-
-@machine.command()
-@click.argument("machine_")
-@click.option("--output", "-o", "target", type=click.Path(path_type=Path, file_okay=False), help="Copy them there.")
-@json_option
-def artifacts(machine_: str, target: Path | None, as_json: bool) -> None:
-    """List, or copy, what MACHINE has left in the folder artifacts/ of its workspace."""
-    _left(machine_, "artifacts", target, as_json)
-
-
-def _left(machine_: str, folder: str, target: Path | None, as_json: bool, one: str | None = None) -> None:
-    from autovibe.api.v1 import schemas
-
-    with hub() as here:
-        found = here.get(f"/machines/{named(machine_)}/files", schemas.MachineFiles, folder=folder)["items"]
-
-        def content(path: str) -> bytes:
-            answer = here.get(f"/machines/{named(machine_)}/file", schemas.MachineFileContent, name=path)
-            return base64.b64decode(answer["content_base64"])
-
-        if target is not None:
-            for row in found:
-                _copy(target, row, content(row["path"]))
-            shown = {"copied": len(found), "folder": str(target)}
-            output(shown, as_json, lambda data: f"{data['copied']} files copied to {target}")
-        elif one is not None and [row["path"] for row in found] == [one] and not as_json:
-            click.get_binary_stream("stdout").write(content(one))
-        else:
-            output(found, as_json, _files_listed)
-
-
-def _files_listed(rows: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{row['mode']} {row['size']:>10}  {row['path']}" for row in rows) or "No files."
-
-
-def _copy(target: Path, row: dict[str, Any], content: bytes) -> None:
-    """One file below `target`: a machine chose its name."""
-    from autovibe import given_files
-
-    path = target / given_files.safe_path(row["path"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.chmod(int(row["mode"], 8) & 0o755 | 0o600)
-
-
-@machine.command()
-@click.argument("machine_")
-@json_option
-def patch(machine_: str, as_json: bool) -> None:
-    """Print what MACHINE has changed of what it started from, as `git apply` takes it."""
-    from autovibe.api.v1 import schemas
-
-    with hub() as here:
-        made = here.get(f"/machines/{named(machine_)}/patch", schemas.MachinePatch)
-    if as_json:
-        output(made, as_json)
-    else:
-        click.get_binary_stream("stdout").write(base64.b64decode(made["patch_base64"]))
+from autovibe.cli import machine_files  # noqa: E402, F401  adds its commands

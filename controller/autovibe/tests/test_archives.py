@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
-from autovibe import given_files, machine_files
+from autovibe import given_files, workspaces
 from autovibe.errors import Invalid
 
 
@@ -79,11 +79,11 @@ HARM = [
 ]
 
 
-@pytest.mark.parametrize("read", [machine_files.listed, given_files.from_tar])
+@pytest.mark.parametrize("read", [workspaces.listed, given_files.from_tar])
 @pytest.mark.parametrize("made", HARM)
 def test_an_archive_takes_neither_memory_nor_time(made, read, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine_files, "UNPACKED_BYTES", 2**20)
-    monkeypatch.setattr(machine_files, "MEMBERS", 10_000)
+    monkeypatch.setattr(workspaces, "UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(workspaces, "MEMBERS", 10_000)
     monkeypatch.setattr(given_files, "TOTAL_BYTES", 2**20)
     archive = tmp_path / "archive.tar.gz"
     archive.write_bytes(made())
@@ -99,7 +99,7 @@ def test_an_archive_takes_neither_memory_nor_time(made, read, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
-@pytest.mark.parametrize("read", [machine_files.listed, given_files.from_tar])
+@pytest.mark.parametrize("read", [workspaces.listed, given_files.from_tar])
 def test_one_that_is_cut_off_is_said_to_be(pack, read, tmp_path):
     content = pack(gzip.decompress(packed(header("x", 100_000), bytes(range(256)) * 391)))
     archive = tmp_path / "archive"
@@ -115,4 +115,4 @@ def test_guests_pack_by_gzip_alone(pack, tmp_path):
     archive.write_bytes(pack(gzip.decompress(packed(header("x", 3), b"abc"))))
     assert [one["path"] for one in given_files.from_tar(archive)] == ["x"]
     with pytest.raises(Invalid, match="cannot be read"):
-        machine_files.listed(archive)
+        workspaces.listed(archive)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def test_a_state_folder_that_cannot_be_is_one_clear_line(monkeypatch, capfd, pla
 
 def test_nothing_that_a_machine_says_commands_the_terminal(capsys):
     said = "a\tb\r\nc \x1b]52;c;ZXZpbA==\x07\x1b[2J\r\x9b2J\x7f\u202e [red]d[/red]"
-    watch.printer()("text", "12:00:00", said)
+    watch.printer()({"kind": "text", "at": datetime.now(UTC), "text": said})
     common.output({"error": said}, False)
     common.output(said, False, str)
     common.output([said], False, lambda rows: common.table(["text"], [rows]))
@@ -275,3 +276,10 @@ def test_following_a_machine_that_fails_fails(command, settings, project):
     code, out, _ = command(*ask)
     assert code == 1
     assert "no disk space" in out
+    code, out, _ = command(
+        "machine", "logs", "-f", "--json", json.loads(command("machine", "list", "--all", "--json")[1])[0]["uuid"]
+    )
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert any("no disk space" in line["text"] for line in lines)
+    assert {"id", "at", "kind", "text"} == lines[0].keys()

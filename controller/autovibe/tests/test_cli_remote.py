@@ -5,15 +5,17 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import pytest
 from autovibe import apikeys, ca, client, db, logging_in, machines, users
 from autovibe.api.v1.tests.conftest import PASSWORD, populate, running
-from autovibe.cli import cli
+from autovibe.cli import cli, watch
 from autovibe.cli.common import run
 from autovibe.models import Machine
 from autovibe.settings import Settings, load_settings
+from autovibe.tests import world
 from autovibe.tests.conftest import embedded_server  # noqa: F401
 from sqlalchemy import select
 
@@ -198,6 +200,30 @@ def test_a_machine_breaks_no_stream_by_what_it_says(distant, logged_in):
     assert said in told
 
 
+def test_who_waits_for_an_operation_waits_for_a_hub_that_is_started_again(distant, logged_in, capfd):
+    with distant.client("admin") as admin:
+        asked = admin.post("/hub/verify").json()["operation"]["uuid"]
+    done, said = [], ""
+
+    def wait():
+        with client.connect(load_settings()) as here:
+            done.append(watch.operation(here, asked, "The look"))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    distant.process.kill()
+    distant.process.wait()
+    end = time.monotonic() + 30
+    while "does not answer" not in said and waiting.is_alive() and time.monotonic() < end:
+        said += capfd.readouterr().err
+        time.sleep(0.05)
+    distant.up()
+    with db.session_scope(distant.settings) as session:
+        world.do(session, distant.settings, kind="verify", vms=[{"vm_id": 1, "template": False}])
+    waiting.join(30)
+    assert [one["status"] for one in done] == ["succeeded"]
+
+
 @pytest.mark.parametrize("url", ["ftp://hub", "https://", "http://hub.example", "https://hub:port", "https://hub/path"])
 def test_a_wrong_url_is_one_clear_line(laptop, key_file, url):
     code, _, error = laptop("login", url, "--key-file", key_file)
@@ -228,13 +254,17 @@ def other_hub(laptop, tmp_path):
         def do_GET(self):
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.server.content)))
+            self.send_header("Content-Type", self.server.kind)
             self.end_headers()
             self.wfile.write(self.server.content)
+
+        do_POST = do_GET
 
         def log_message(self, *_):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.kind = "application/json"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         path = tmp_path / "state" / "login.json"
@@ -246,14 +276,30 @@ def other_hub(laptop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>Sign in</html>", b"[]", b"5", b'"x"', b"{}", b'{"items": [{"uuid": 5}], "next_cursor": null}']
+    "content",
+    [b"<html>Sign in</html>", b"", b"[]", b"5", b'"x"', b"{}", b'{"items": [{"uuid": 5}], "next_cursor": null}'],
 )
 def test_an_answer_of_another_form_is_one_clear_line(other_hub, laptop, content):
     other_hub.content = content
-    for words in (("hub",), ("machine", "list"), ("machine", "show", "x")):
+    spawn = ("machine", "spawn", "x", "--prompt", "x", "--no-wait")
+    for words in (("hub",), ("machine", "list"), ("machine", "show", "x"), spawn):
         code, _, error = laptop(*words)
         assert (code, len(error.splitlines())) == (1, 1), words
         assert "bring it and this command to the same one" in error
+
+
+@pytest.mark.parametrize("kind", ["log", "status", "end"])
+@pytest.mark.parametrize("said", ["{", "[]", "5", '{"status": 5}'])
+def test_a_stream_of_another_form_is_one_clear_line(other_hub, laptop, kind, said):
+    other_hub.kind, other_hub.content = "text/event-stream", f"event: {kind}\ndata: {said}\n\n".encode()
+    with client.connect(load_settings()) as here, pytest.raises(client.UnknownAnswer, match="GET /machines/x/events"):
+        watch.machine(here, "x", show=watch.printer())
+
+
+def test_what_is_no_stream_is_not_followed_for_ever(other_hub, laptop):
+    other_hub.content = b"<html>Sign in</html>"
+    with client.connect(load_settings()) as here, pytest.raises(client.UnknownAnswer, match="no stream"):
+        watch.machine(here, "x")
 
 
 def test_a_hub_that_does_not_know_of_its_own_vm_is_shown(other_hub, laptop, distant):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,9 +12,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from autovibe import archives, machine_files
+from autovibe import archives, machine_files, workspaces
 from autovibe.errors import Conflict, Invalid
-from autovibe.models import Checkpoint
+from autovibe.models import Checkpoint, MachineEvent
+from sqlalchemy import select
 
 
 def tar(*members):
@@ -51,9 +53,9 @@ def test_a_file_comes_in_parts_and_is_kept(hub, machine, leave):
     with hub.session() as session:
         archive = machine_files.workspace(session, hub.settings, machine)
     assert archive.read_bytes() == content
-    assert [file["path"] for file in machine_files.listed(archive)] == ["a.txt", "artifacts/report"]
-    assert [file["path"] for file in machine_files.listed(archive, "artifacts")] == ["artifacts/report"]
-    assert machine_files.content(archive, "a.txt") == b"hello"
+    assert [file["path"] for file in workspaces.listed(archive)] == ["a.txt", "artifacts/report"]
+    assert [file["path"] for file in workspaces.listed(archive, "artifacts")] == ["artifacts/report"]
+    assert workspaces.content(archive, "a.txt") == b"hello"
     assert not (hub.settings.state_dir / "files" / "incoming" / str(machine.uuid)).exists()
 
 
@@ -126,7 +128,7 @@ def test_a_guests_archive_writes_nothing_outside(hub, machine, leave, tmp_path):
     with hub.session() as session:
         kept = machine_files.workspace(session, hub.settings, machine)
     with pytest.raises(Invalid, match="not to be trusted"):
-        machine_files.extract(kept, tmp_path / "copy")
+        workspaces.extract(kept, tmp_path / "copy")
     assert not (tmp_path / "y").exists()
     assert not (tmp_path / "x").exists()
 
@@ -134,12 +136,12 @@ def test_a_guests_archive_writes_nothing_outside(hub, machine, leave, tmp_path):
 def test_what_is_no_archive_or_grows_without_end_is_refused(hub, machine, leave, monkeypatch):
     leave(machine, b"no archive")
     with hub.session() as session, pytest.raises(Invalid, match="cannot be read"):
-        machine_files.listed(machine_files.workspace(session, hub.settings, machine))
-    monkeypatch.setattr(machine_files, "UNPACKED_BYTES", 10)
+        workspaces.listed(machine_files.workspace(session, hub.settings, machine))
+    monkeypatch.setattr(workspaces, "UNPACKED_BYTES", 10)
     other = hub.machine()
     leave(other, tar(("zeros", b"0" * 100)))
     with hub.session() as session, pytest.raises(Invalid, match="more in it"):
-        machine_files.listed(machine_files.workspace(session, hub.settings, other))
+        workspaces.listed(machine_files.workspace(session, hub.settings, other))
 
 
 def test_a_patch_takes_the_parents_files_to_the_childs(hub, machine, leave, tmp_path):
@@ -177,7 +179,7 @@ def test_a_patch_takes_the_parents_files_to_the_childs(hub, machine, leave, tmp_
 
 def test_a_patch_is_no_larger_than_can_be_shown(hub, machine, leave, monkeypatch):
     leave(machine, tar(("a.txt", b"a line\n" * 100)))
-    monkeypatch.setattr(machine_files, "SHOWN_BYTES", 2**9)
+    monkeypatch.setattr(workspaces, "SHOWN_BYTES", 2**9)
     with hub.session() as session, pytest.raises(Conflict, match="larger"):
         machine_files.patch(session, hub.settings, machine)
 
@@ -206,9 +208,60 @@ def test_a_machines_workspace_is_with_the_hub_at_its_end(hub, guest, until):
     until(lambda: hub.get(machine).result)
     with hub.session() as session:
         archive = machine_files.workspace(session, hub.settings, machine)
-    names = {file["path"] for file in machine_files.listed(archive)}
+    names = {file["path"] for file in workspaces.listed(archive)}
     assert {"artifacts/report", "copy", "given"} <= names
     assert not list((guest.root / "var/lib/autovibe").glob("workspace*"))
+
+
+@pytest.fixture
+def packing_by(guest, monkeypatch):
+    """Gives the guest another `gzip`, a shell script."""
+
+    def use(script):
+        folder = guest.root / "bin"
+        folder.mkdir(mode=0o755)
+        (folder / "gzip").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "gzip").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    return use
+
+
+def test_a_machine_that_takes_long_to_leave_its_files_is_not_silent(hub, guest, until, packing_by):
+    gate = guest.root / "gate"
+    os.mkfifo(gate)
+    packing_by(f'read _ < {gate}; exec {shutil.which("gzip")} "$@"')
+    machine = hub.machine(command=["/bin/sh", "-c", "echo good > report"])
+    guest.start().push(machine)
+    with until(lambda: opened(gate), 60) as waiting:
+        for _ in range(2):
+            seen = hub.get(machine).last_heartbeat_at
+            until(lambda seen=seen: hub.get(machine).last_heartbeat_at > seen)
+        assert not hub.get(machine).result
+        waiting.write(b"\n")
+    until(lambda: hub.get(machine).result)
+    with hub.session() as session:
+        assert workspaces.content(machine_files.workspace(session, hub.settings, machine), "report") == b"good\n"
+
+
+def opened(fifo):
+    """The pipe's other end, once somebody reads from it."""
+    try:
+        return open(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK), "wb")
+    except OSError:
+        return None
+
+
+def test_a_workspace_that_cannot_come_is_said_to_be_missing(hub, guest, until, packing_by):
+    packing_by("exit 1")
+    machine = hub.machine(command=["/bin/sh", "-c", "echo good > report"])
+    guest.start().push(machine)
+    until(lambda: hub.get(machine).result)
+    with hub.session() as session:
+        said = [row.text for row in session.scalars(select(MachineEvent).filter_by(machine_uuid=machine.uuid))]
+        with pytest.raises(machine_files.NoFiles):
+            machine_files.workspace(session, hub.settings, machine)
+    assert [text for text in said if text.startswith("the hub has none of the workspace's files")], said
 
 
 def test_a_workspace_of_many_parts_comes_whole_though_the_hub_is_killed(hub, guest, until):
@@ -222,13 +275,14 @@ def test_a_workspace_of_many_parts_comes_whole_though_the_hub_is_killed(hub, gue
     with hub.session() as session:
         archive = machine_files.workspace(session, hub.settings, machine)
     for name in "1234":
-        assert machine_files.content(archive, name) == (guest.workspace / name).read_bytes()
+        assert workspaces.content(archive, name) == (guest.workspace / name).read_bytes()
     assert not incoming.exists()
     assert not list((guest.root / "var/lib/autovibe").glob("workspace*"))
 
 
 def test_the_command_line_lists_prints_and_copies_them(hub, machine, leave, tmp_path):
-    leave(machine, tar(("a.txt", b"hello\n"), ("artifacts/report", b"fine")))
+    content = tar(("a.txt", b"hello\n"), ("artifacts/report", b"fine"))
+    leave(machine, content)
 
     def autovibe(*words):
         environment = {**os.environ, "AUTOVIBE_STATE_DIR": str(hub.settings.state_dir)}
@@ -239,7 +293,17 @@ def test_the_command_line_lists_prints_and_copies_them(hub, machine, leave, tmp_
     code, out, _ = autovibe("files", machine.name)
     assert (code, [line.split()[-1] for line in out.splitlines()]) == (0, ["a.txt", "artifacts/report"])
     assert autovibe("files", machine.name, "a.txt")[1] == "hello\n"
+    code, out, error = autovibe("files", machine.name, "b.txt")
+    assert (code, out, "There is no b.txt in the workspace" in error) == (1, "", True)
     assert autovibe("artifacts", machine.name, "-o", str(tmp_path / "copy"))[0] == 0
+    assert not (tmp_path / "copy/a.txt").exists()
+    packed = tmp_path / "all.tar.gz"
+    assert autovibe("files", machine.name, "--tar", str(packed))[0] == 0
+    assert packed.read_bytes() == content
+    for words in (("--tar", str(packed)), ("-o", str(packed / "below")), ("--tar", str(tmp_path / "none/x"))):
+        code, _, error = autovibe("files", machine.name, *words)
+        assert (code in (1, 2), len(error.splitlines())) == (True, 1), error
+        assert "cannot be made" in error
     assert (tmp_path / "copy/artifacts/report").read_text() == "fine"
     assert "+hello" in autovibe("patch", machine.name)[1]
     code, out, error = autovibe("files", hub.machine().name)

@@ -176,3 +176,9 @@ class TemplateSought(Started):
     """There is no machine yet: its template is looked for on Proxmox. Ask again once the operation has succeeded."""
 
     machine: None
+
+
+class MachineAsked(Started):
+    """Either of both, as a client reads it."""
+
+    machine: Machine | None
