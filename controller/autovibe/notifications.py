@@ -90,7 +90,9 @@ class Notifications:
         raw = connection.connection.dbapi_connection
         readable = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_reader(raw.fileno(), readable.set)
+        # Noted here: a connection that is found dead has none any more.
+        descriptor = raw.fileno()
+        loop.add_reader(descriptor, readable.set)
         try:
             # What changed before it listened was not heard.
             self._on_access()
@@ -104,7 +106,7 @@ class Notifications:
                 readable.clear()
                 self._take(raw)
         finally:
-            loop.remove_reader(raw.fileno())
+            loop.remove_reader(descriptor)
 
     def _take(self, raw: Any) -> None:
         try:

@@ -14,6 +14,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from autovibe import db, jsonform, views
@@ -21,7 +22,7 @@ from autovibe.access import Caller, Level
 from autovibe.api.v1.calls import ApiRoute, Call, doc
 from autovibe.api.v1.doors import TooManyRequests
 from autovibe.api.v1.routes import PREFIX
-from autovibe.errors import AutovibeError
+from autovibe.errors import AutovibeError, DatabaseUnreachable
 from autovibe.models import Machine, MachineEvent, Operation
 
 router = APIRouter(prefix=PREFIX, tags=["events"], route_class=ApiRoute)
@@ -212,6 +213,9 @@ async def _events(
     except AutovibeError as error:
         # Its right has ended, or the database is away: the client comes again and is told.
         yield _encoded(("error", None, {"code": error.code, "message": error.message}))
+    except DBAPIError:
+        away = DatabaseUnreachable("The hub's database does not answer")
+        yield _encoded(("error", None, {"code": away.code, "message": away.message}))
     finally:
         request.app.state.streams.give_back(caller)
 

@@ -215,6 +215,21 @@ def test_a_line_is_told_that_was_written_before_another_and_comes_after_it(peopl
     assert [text for text in texts if text in ("slow", "quick")] == ["quick", "slow"]
 
 
+def test_live_events_come_again_after_the_database_was_started_again(people, operator):
+    machine = people.machine("ours", f"m-{uuid4().hex[:8]}")
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    with operator.stream("GET", f"/machines/{machine.name}/events", timeout=events.ALIVE_SECONDS - 3) as answer:
+        stream = events_of(answer.iter_lines())
+        next(stream)
+        with people.session() as session:
+            session.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))  # noqa: S608
+        for text in ("one", "two"):
+            with people.session() as session:
+                machines.say(session, machine.uuid, text)
+            while next(stream)[1].get("text") != text:
+                pass
+
+
 def test_what_is_already_there_is_told_without_waiting(people, operator):
     machine = people.machine("ours", f"m-{uuid4().hex[:8]}")
     with people.session() as session:
