@@ -41,6 +41,13 @@ class HubUnreachable(AutovibeError):
     http_status = 503
 
 
+class NoHub(AutovibeError):
+    """There is no hub here."""
+
+    code = "no_hub"
+    default_hint = "`autovibe up` starts one here, `autovibe login URL` has the commands go to a distant one."
+
+
 class NotLoggedIn(AutovibeError):
     """The login is not good any more."""
 
@@ -278,10 +285,16 @@ def distant(login: Login) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _inside(settings: Settings) -> Iterator[httpx.Client]:
-    """No hub is up: serve the commands from this process."""
-    from autovibe import db
+    """No hub is up: serve the commands from this process. NoHub where there never was one.
+
+    It would make a database, and leave its server running, only to say that there is nothing in it.
+    """
+    from autovibe import db, postgres
     from autovibe.api.v1 import server
 
+    settings.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)  # where there can be none, that is said
+    if settings.database_url is None and not postgres.exists(settings):
+        raise NoHub(f"There is no hub in {settings.state_dir}")
     # What is wrong with the database is said by itself.
     db.engine(settings)
     with tempfile.TemporaryDirectory(prefix="autovibe-") as folder:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import click
 import pytest
-from autovibe import db, machines
+from autovibe import db, machines, postgres
 from autovibe.cli import COMMANDS, cli, common, watch
 from autovibe.cli.common import run
+from autovibe.settings import load_settings
 from autovibe.tests import world
 
 AUTOVIBE = Path(sys.executable).parent / "autovibe"
@@ -130,6 +131,17 @@ def test_an_unreachable_database_is_one_clear_line(tmp_path):
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "cannot be reached" in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_where_there_never_was_a_hub_nothing_is_made_of_one(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("AUTOVIBE_DATABASE_URL", raising=False)
+    monkeypatch.setenv("AUTOVIBE_STATE_DIR", str(tmp_path / "state"))
+    code = run(cli, ["machine", "list"])
+    said = capfd.readouterr()
+    assert (code, said.out, len(said.err.splitlines())) == (1, "", 1)
+    assert "autovibe up" in said.err
+    assert not postgres.exists(load_settings())
+    assert not (tmp_path / "state" / "pg").exists()
 
 
 def test_a_database_that_is_not_migrated_is_one_clear_line(empty_database, monkeypatch, capfd):
