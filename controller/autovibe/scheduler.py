@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Select, and_, exists, func, or_, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from autovibe import (
@@ -155,12 +155,13 @@ class Scheduler:
 
         try:
             db.transact(self.settings, once)
-        except DBAPIError:
+        except (OperationalError, InterfaceError):
             raise
         except AutovibeError as error:
             log.error("%s: %s", job.name, error)
             self._failed(job, error)
         except Exception as error:
+            # Also what the database refuses: the other jobs, such as metering, do not wait until somebody mends it.
             log.exception("%s: failed", job.name)
             self._failed(job, error)
 

@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
 from autovibe import db, fleet, jobs, machines, metering, readings
 from autovibe.models import SchedulerJob, VmMeter
 from autovibe.scheduler import Job, Scheduler
@@ -73,15 +74,23 @@ def test_a_job_that_fails_says_so_and_the_others_go_on(settings, running):
     def fail_apart():
         raise fleet.NoReading("Proxmox is away")
 
+    def refused(session):
+        session.execute(sa.text("UPDATE scheduler_jobs SET name = NULL"))
+
     running(
         with_jobs(
-            settings, Job("bad", 3600, fail), Job("apart", 3600, fail_apart, True), Job("good", 3600, lambda _: 1)
+            settings,
+            Job("bad", 3600, fail),
+            Job("apart", 3600, fail_apart, True),
+            Job("refused", 3600, refused),
+            Job("good", 3600, lambda _: 1),
         )
     )
-    wait_for(lambda: len(views(settings)) == 3, "all jobs")
+    wait_for(lambda: len(views(settings)) == 4, "all jobs")
     found = views(settings)
     assert (found["bad"]["error"], found["bad"]["overdue"]) == ("RuntimeError: no such thing", True)
     assert "Proxmox is away" in found["apart"]["error"]
+    assert "null value" in found["refused"]["error"]
     assert (found["good"]["error"], found["good"]["overdue"]) == (None, False)
 
 
