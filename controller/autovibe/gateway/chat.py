@@ -1,7 +1,7 @@
 """Chat completions: the request with a proven bound, and the usage that its answer reports.
 
-The bound is that of `requests.py`, with what a chat template may write out again counted thrice over: an indented or
-escaped rendering of JSON is at most that much longer. A call that names no bound of its output gets the provider's
+The bound is that of `requests.py`, with what a chat template may write out again counted thrice over, or as it is
+indented and escaped where that is longer. A call that names no bound of its output gets the provider's
 default, for without one it would have none.
 """
 
@@ -19,7 +19,6 @@ from autovibe.gateway.requests import MAX_OUTPUT, CheckedRequest, checked, seria
 from autovibe.gateway.upstream import Provider
 
 LIMITS = ("max_tokens", "max_completion_tokens")
-REWRITTEN_TIMES = 2  # besides the request's own bytes
 _END_OF_EVENT = re.compile(rb"\r?\n\r?\n")
 
 
@@ -74,7 +73,7 @@ def check_chat(raw: bytes) -> ChatRequest:
         if payload.get(name) is not None:
             whole_number(payload, name, 1, MAX_OUTPUT)
     asked = (payload.get("stream_options") or {}).get("include_usage")
-    return ChatRequest(payload, body, bound + REWRITTEN_TIMES * found.rewritten, found.images, usage_asked=bool(asked))
+    return ChatRequest(payload, body, bound + found.rewritten, found.images, usage_asked=bool(asked))
 
 
 class ChatMeter(Meter):
@@ -94,7 +93,10 @@ class ChatMeter(Meter):
 
     def event(self, name: str, data: Any) -> None:
         """Take one chunk. Usage before the chunk that ends the choice is a running count, not the final one."""
-        if not isinstance(data, dict) or "error" in data:
+        if not isinstance(data, dict):
+            return
+        if data.get("error"):  # some servers have it in each chunk, as null
+            self.failed = True
             return
         self.started = True
         choices = data.get("choices") or []

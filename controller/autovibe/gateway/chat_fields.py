@@ -6,6 +6,7 @@ calls, schemas: indented, escaped) is counted besides, in `Found.rewritten`.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from autovibe.gateway.errors import bad_request
@@ -36,6 +37,8 @@ NO_BOUND = {
     "function_call": "an old name; use tool_choice",
 }
 DATA_URL = "data:image/"
+REWRITTEN_TIMES = 2  # besides the request's own bytes
+INDENT = 4
 
 
 def rewritten(rule: Rule) -> Rule:
@@ -43,9 +46,22 @@ def rewritten(rule: Rule) -> Rule:
 
     def noted(value: Any, path: str, found: Found) -> None:
         rule(value, path, found)
-        found.rewritten += size_of(value)
+        found.rewritten += max(REWRITTEN_TIMES * size_of(value), written_out(value))
 
     return noted
+
+
+def written_out(value: Any) -> int:
+    """The bytes of the longest text that a template makes of a value: indented, escaped to ASCII, safe for HTML."""
+    text = json.dumps(value)
+    return len(text) + 5 * sum(text.count(sign) for sign in "<>&'") + _indentation(value, 1)
+
+
+def _indentation(value: Any, depth: int) -> int:
+    """The line ends and spaces of a value that begins in a line so deep, at four spaces for each level."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    own = (len(inner) * depth + depth - 1) * INDENT + len(inner) + 1 if inner else 0
+    return own + sum(_indentation(one, depth + 1) for one in inner)
 
 
 def image_url(value: Any, path: str, found: Found) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 class Meter:
     """What is known of a call's usage, in the Messages API's form (`reported`: in the API's own, if that is another).
 
-    `started`: the provider has begun to answer, so it bills; `complete`: the usage is final. In a stream,
-    `message_start` has the input's counts and each `message_delta` replaces counts by cumulative ones.
+    `started`: the provider has begun to answer, so it bills; `failed`: it has said that it cannot; `complete`: the
+    usage is final. In a stream, `message_start` has the input's counts and each `message_delta` replaces counts by
+    cumulative ones.
     """
 
     usage: dict[str, Any] = field(default_factory=dict)
@@ -20,6 +21,7 @@ class Meter:
     model: str | None = None
     message_id: str | None = None
     started: bool = False
+    failed: bool = False
     complete: bool = False
 
     def read_message(self, body: bytes) -> None:
@@ -54,12 +56,17 @@ class Meter:
             self.started = True
             self._message(data.get("message"))
         elif name == "message_delta":
-            self._counts(data.get("usage"))
-            # Its counts are final: it comes after the last content block.
-            self.complete = self.started and self._has_counts()
+            usage = data.get("usage")
+            self._counts(usage)
+            # It comes after the last content block, so its count is final; that of the start is none of the answer.
+            counted = isinstance(usage, dict) and type(usage.get("output_tokens")) is int
+            self.complete = self.started and counted and self._has_counts()
+        elif name == "error":
+            self.failed = True
 
 
-_NEEDED = {"message_start", "message_delta"}
+#: Also those without a name: it may come after the data, or stand in it only.
+_NEEDED = {"message_start", "message_delta", "error", ""}
 
 
 class StreamReader:
@@ -95,7 +102,8 @@ class StreamReader:
                 data = json.loads(b"\n".join(self._data))
             except ValueError:
                 data = None
-            self._meter.event(self._event, data)
+            kind = data.get("type") if isinstance(data, dict) else None
+            self._meter.event(self._event or str(kind), data)
         self._event, self._data = "", []
 
 

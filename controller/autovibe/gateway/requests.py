@@ -3,9 +3,11 @@
 The bound of a call's input:
 
 - text: a token is at least one byte, so the bytes of the request that is forwarded bound all that is text in it,
-  structure and tool definitions included. The gateway forwards its own serialization of what it has checked; so a
-  duplicate key or an odd encoding cannot make the provider read anything else.
-- numbers: a number with an exponent (1e300) may be written out by the provider; each counts `NUMBER_TOKENS`.
+  structure and tool definitions included, in the longest of the forms in which a tokenizer may read it (`read_bytes`).
+  The gateway forwards its own serialization of what it has checked; so a duplicate key or an odd encoding cannot make
+  the provider read anything else.
+- numbers: one that is forwarded with an exponent (1e+300) may be written out by the provider; each counts
+  `NUMBER_TOKENS`, however long the client wrote it.
 - images: at most `IMAGE_TOKENS` each, whatever their bytes (documented: larger ones are scaled down first).
 - PDF documents: pages are not bounded by bytes, so the model's whole context window; `count_tokens` tightens it.
 - a reference to a tool: at most the largest tool definition in the request.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 import zlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +43,8 @@ MAX_VALUES = 500_000
 #: Nothing is tried twice: one without an end goes to the end of the text, else it would be tried anew from each quote
 #: in it; possessive, else each escape would be kept in memory to come back to.
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+
+_ASCII = re.compile(r"[\x00-\x7f]+")
 
 
 @dataclass(frozen=True)
@@ -136,17 +141,36 @@ def checked(raw: bytes, rule: fields.Rule, searches: int = 0) -> tuple[dict[str,
         body = serialize(payload)
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
-    return payload, body, found, len(body) - found.media_bytes + exponents * NUMBER_TOKENS + OVERHEAD_TOKENS
+    bound = read_bytes(body) - found.media_bytes + exponents * NUMBER_TOKENS + OVERHEAD_TOKENS
+    return payload, body, found, bound
+
+
+def read_bytes(body: bytes) -> int:
+    """The bytes of a text in the longest of its forms: tokenizers may bring it into a normal form of Unicode first.
+
+    A letter of 4 bytes becomes 12 by NFC (Qwen's), a ligature of 3 becomes 33 by NFKC (as Claude's published one did).
+    """
+    if body.isascii():
+        return len(body)
+    text = body.decode()
+    forms = [form for form in ("NFC", "NFKC") if not unicodedata.is_normalized(form, text)]
+    if not forms:
+        return len(body)
+    # ASCII stays as it is, or becomes shorter together with what follows it.
+    rest = _ASCII.sub(" ", text)
+    longest = max(len(unicodedata.normalize(form, rest).encode()) for form in forms)
+    return len(body) + max(0, longest - len(rest.encode()))
 
 
 def parse(raw: bytes) -> tuple[Any, int]:
-    """The JSON value, and how many of its numbers have an exponent."""
+    """The JSON value, and how many of its numbers are written with an exponent, by us if not by the client."""
     exponents = 0
 
     def number(literal: str) -> float:
         nonlocal exponents
-        exponents += "e" in literal or "E" in literal
-        return float(literal)
+        value = float(literal)
+        exponents += "e" in repr(value)
+        return value
 
     def constant(name: str) -> float:
         raise ValueError(f"{name} is not JSON")

@@ -38,6 +38,21 @@ def test_the_bound_holds_every_byte_and_thrice_what_a_template_writes_out_again(
     assert check(tools=tools).input_bound - plain.input_bound > 3000
 
 
+def nested(depth):
+    return {"properties": nested(depth - 1), "type": "object"} if depth else {"type": "string"}
+
+
+@pytest.mark.parametrize("parameters", [{"description": "<a href='b'>&" * 300}, nested(150), {"enum": ["é漢"] * 500}])
+def test_the_bound_holds_a_definition_as_a_template_indents_and_escapes_it(parameters):
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    written = json.dumps([tool], indent=4)
+    for sign in "<>&'":
+        written = written.replace(sign, f"\\u{ord(sign):04x}")
+    without = check()
+    request = check(tools=[tool])
+    assert request.input_bound - without.input_bound >= len(written) + len(request.body) - len(without.body)
+
+
 def test_the_providers_field_bounds_the_output_and_the_smaller_of_two_counts():
     both = check(max_tokens=9, max_completion_tokens=5, stream=True).for_provider(PROVIDER)
     assert (both.payload["max_tokens"], "max_completion_tokens" in both.payload) == (5, False)
@@ -69,6 +84,12 @@ def test_a_stream_is_read_however_it_is_cut(size):
     meter, passed = read(*(raw[at : at + size] for at in range(0, len(raw), size)))
     assert (meter.usage["input_tokens"], meter.usage["output_tokens"], meter.complete) == (10, 5, True)
     assert passed == chunk() + chunk("stop") + b"data: [DONE]\n\n"
+
+
+def test_a_stream_whose_chunks_have_no_error_is_read():
+    raw = (chunk() + chunk("stop") + chunk(used=usage(10, 5), choices=False)).replace(b'{"id"', b'{"error": null, "id"')
+    meter, _ = read(raw)
+    assert (meter.usage["output_tokens"], meter.started, meter.failed, meter.complete) == (5, True, False, True)
 
 
 def test_a_usage_that_was_asked_for_is_passed_on():

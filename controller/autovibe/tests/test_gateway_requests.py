@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from decimal import Decimal
 
 import pytest
@@ -15,9 +16,12 @@ from autovibe.gateway.requests import (
     SEARCH_STEPS,
     check_messages,
     decompress,
+    read_bytes,
 )
 from autovibe.gateway.reserving import largest
 from autovibe.gateway.upstream import Provider, messages_headers
+from hypothesis import given
+from hypothesis import strategies as st
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 90_000}}
 PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0x"}}
@@ -211,6 +215,29 @@ def test_numbers_that_grow_when_written_out_are_counted():
     assert check({"type": "tool_use", "id": "t", "name": "n", "input": {"a": [1e300] * 10}}).input_bound > 5000
 
 
+@pytest.mark.parametrize("number", ["1" + "0" * 300 + ".0", "0." + "0" * 300 + "1", "1e300", "1E-300"])
+def test_a_number_counts_as_it_is_forwarded_not_as_the_client_wrote_it(number):
+    block = '{"type":"tool_use","id":"t","input":{"a":%s}}'
+    body = f'{{"model":"m","max_tokens":9,"messages":[{{"role":"user","content":[{block}]}}]}}'
+    plain, long = (check_messages((body % one).encode()) for one in ("1.5", f"[{','.join([number] * 10)}]"))
+    assert long.input_bound - plain.input_bound > 10 * 300
+    assert len(long.body) < len(plain.body) + 100
+
+
+@pytest.mark.parametrize(("letter", "form", "most"), [("\U0001d160", "NFC", 12), ("\ufdfa", "NFKC", 33)])
+def test_text_is_bounded_in_the_longest_form_that_a_tokenizer_reads(letter, form, most):
+    assert len(unicodedata.normalize(form, letter).encode()) == most
+    assert check({"type": "text", "text": letter * 1000}).input_bound >= most * 1000
+    assert check({"type": "text", "text": "한글é—漢" * 1000}).input_bound < 15 * 1000 + 3000
+
+
+@given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("ae=<\u0323\u0301\u0338ﷺ𝅘𝅥\U0001d160각가…"))))
+def test_no_form_of_a_text_is_longer_than_its_bound(text):
+    bound = read_bytes(text.encode())
+    assert max(len(unicodedata.normalize(form, text).encode()) for form in ("NFC", "NFKC")) <= bound
+    assert len(text.encode()) <= bound
+
+
 def test_only_what_was_checked_is_forwarded():
     twice = b'{"model":"m","max_tokens":1,"max_tokens":64,"messages":[{"role":"user","content":"hi"}]}'
     assert json.loads(check_messages(twice).body)["max_tokens"] == 64
@@ -275,6 +302,39 @@ def test_usage_is_read_however_a_stream_is_cut():
         for start in range(0, len(stream), size):
             reader.feed(stream[start : start + size])
         assert (meter.usage, meter.complete) == ({"input_tokens": 7, "output_tokens": 42}, True)
+
+
+@pytest.mark.parametrize(
+    "end", ["{}", '{"usage":null}', '{"usage":{"output_tokens":null}}', '{"usage":{"input_tokens":7}}']
+)
+def test_an_end_that_does_not_say_what_was_written_is_not_complete(end):
+    meter = Meter()
+    StreamReader(meter).feed(
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n\n'
+        b"event: message_delta\ndata: " + end.encode() + b"\n\nevent: message_stop\ndata: {}\n\n"
+    )
+    assert (meter.started, meter.complete) == (True, False)
+
+
+def test_events_without_a_name_before_their_data_are_read():
+    start, end = (
+        b'data: {"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}\n',
+        b'data: {"type":"message_delta","usage":{"output_tokens":42}}\n',
+    )
+    for stream in (
+        start + b"\n" + end + b"\n",
+        start + b"event: message_start\n\n" + end + b"event: message_delta\n\n",
+    ):
+        meter = Meter()
+        StreamReader(meter).feed(stream)
+        assert (meter.usage, meter.complete) == ({"input_tokens": 7, "output_tokens": 42}, True)
+
+
+def test_only_a_stream_that_says_so_has_failed():
+    for stream, failed in ((b'event: error\ndata: {"type":"error"}\n\n', True), (b"event: ping\ndata: {}\n\n", False)):
+        meter = Meter()
+        StreamReader(meter).feed(stream)
+        assert (meter.started, meter.failed) == (False, failed)
 
 
 def test_a_stream_without_its_end_is_not_complete():
