@@ -81,27 +81,36 @@ BEGIN
     -- These lines are in the sums already.
     ALTER TABLE resource_usage DISABLE TRIGGER sum_usage;
     EXECUTE format($statement$
-        INSERT INTO resource_usage (recorded_at, project_uuid, machine_uuid, checkpoint_uuid, resource_type,
+        INSERT INTO resource_usage (recorded_at, project_uuid, machine_uuid, checkpoint_uuid, reservation_uuid, resource_type,
             resource_subtype, amount, unit, cost_cad, cost, currency, billing_period_start, billing_period_end, metadata)
-        SELECT max(u.recorded_at), u.project_uuid, u.machine_uuid, u.checkpoint_uuid, u.resource_type,
+        SELECT max(u.recorded_at), u.project_uuid, u.machine_uuid, u.checkpoint_uuid, corrected.reservation_uuid, u.resource_type,
             u.resource_subtype, sum(u.amount), u.unit, sum(u.cost_cad), sum(u.cost), u.currency,
             u.billing_period_start, u.billing_period_end,
             jsonb_strip_nulls(jsonb_build_object(
                 'balance', true, 'lines', count(*),
                 'model', u.metadata ->> 'model', 'basis', u.metadata ->> 'basis',
+                'settled_at_bound', u.metadata -> 'settled_at_bound', 'reaped', u.metadata -> 'reaped',
+                'corrects', u.metadata ->> 'corrects', 'corrected_model', u.metadata ->> 'corrected_model',
+                'corrected_day', u.metadata ->> 'corrected_day', 'charged', u.metadata -> 'charged',
                 'tokens', CASE WHEN bool_or(u.metadata ? 'tokens') THEN jsonb_build_object(
                     'input', sum((u.metadata #>> '{tokens,input}')::BIGINT),
                     'output', sum((u.metadata #>> '{tokens,output}')::BIGINT),
                     'cache_read', sum((u.metadata #>> '{tokens,cache_read}')::BIGINT),
                     'cache_write_5m', sum((u.metadata #>> '{tokens,cache_write_5m}')::BIGINT),
-                    'cache_write_1h', sum((u.metadata #>> '{tokens,cache_write_1h}')::BIGINT)) END))
+                    'cache_write_1h', sum((u.metadata #>> '{tokens,cache_write_1h}')::BIGINT),
+                    'web_searches', sum((u.metadata #>> '{tokens,web_searches}')::BIGINT)) END))
         FROM %I u LEFT JOIN LATERAL (
             SELECT min(c.created_at) AS at FROM checkpoints c
             WHERE c.creating_machine_uuid = u.machine_uuid AND c.created_at >= u.recorded_at
-        ) AS next ON true
+        ) AS next ON true, LATERAL (
+            SELECT CASE WHEN u.metadata ? 'reaped' OR u.metadata ? 'settled_at_bound' OR u.metadata ? 'corrects'
+                THEN u.reservation_uuid END AS reservation_uuid
+        ) AS corrected
         GROUP BY u.project_uuid, u.machine_uuid, u.checkpoint_uuid, u.resource_type, u.resource_subtype, u.unit,
             u.currency, u.billing_period_start, u.billing_period_end, u.metadata ->> 'model', u.metadata ->> 'basis',
-            next.at
+            u.metadata -> 'settled_at_bound', u.metadata -> 'reaped', u.metadata ->> 'corrects',
+            u.metadata ->> 'corrected_model', u.metadata ->> 'corrected_day', u.metadata -> 'charged',
+            corrected.reservation_uuid, next.at
     $statement$, old);
     ALTER TABLE resource_usage ENABLE TRIGGER sum_usage;
     RETURN old;
@@ -121,7 +130,7 @@ BEGIN
     -- budgets. A budget that comes late waits for what is held here.
     PERFORM FROM intelligent_machines m WHERE m.uuid IN (
         SELECT r.machine_uuid FROM reservations r JOIN jsonb_array_elements(p_ends) e ON r.uuid = (e ->> 'reservation')::UUID
-        WHERE jsonb_array_length(e -> 'lines') > 0
+        WHERE jsonb_array_length(e -> 'lines') > 0 OR r.status = 'reaped'
     ) ORDER BY m.uuid FOR NO KEY UPDATE;
     LOCK TABLE resource_budgets IN ROW EXCLUSIVE MODE;
     p_ends := (SELECT jsonb_agg(e) FROM (
@@ -129,6 +138,7 @@ BEGIN
     SELECT array_agg(r) INTO mine FROM (
         SELECT r.* FROM reservations r JOIN jsonb_array_elements(p_ends) e ON r.uuid = (e ->> 'reservation')::UUID
         WHERE r.status = 'held' OR (e ->> 'status' = 'settled' AND r.status <> 'settled')
+            OR (e ->> 'status' = 'released' AND r.status = 'reaped')
         ORDER BY r.uuid FOR UPDATE OF r
     ) AS r;
     IF mine IS NULL THEN
@@ -359,8 +369,8 @@ CREATE FUNCTION public.machine_money(p_machine uuid) RETURNS numeric
     LANGUAGE sql STABLE
     AS $$
     SELECT coalesce((
-        SELECT sum(u.cost_cad) FROM resource_usage u
-        WHERE u.machine_uuid = m.uuid AND u.recorded_at >= m.spawned_at
+        SELECT sum(u.cad) FROM usage_by_day u
+        WHERE u.project_uuid = m.project_uuid AND u.machine_uuid = m.uuid AND u.day >= m.spawned_at::DATE - 2
     ), 0) + coalesce((
         SELECT sum(r.amount_cad) FROM reservations r
         WHERE r.project_uuid = m.project_uuid AND r.machine_uuid = m.uuid AND r.status = 'held'
@@ -523,6 +533,16 @@ BEGIN
 END;
 $$;
 
+CREATE FUNCTION public.pass_budget_alerts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE budget_alerts SET passed_at = now() WHERE budget_uuid = NEW.uuid AND passed_at IS NULL
+        AND (kind = 'exhausted' OR kind = 'level' AND NEW.used_amount * 100 < NEW.allocated_amount * percent);
+    RETURN NULL;
+END;
+$$;
+
 CREATE FUNCTION public.pool_period_start(p_period text, p_week_start integer, p_day date) RETURNS date
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -622,7 +642,7 @@ CREATE TABLE public.reservations (
     CONSTRAINT reservations_status_check CHECK (((status)::text = ANY ((ARRAY['held'::character varying, 'settled'::character varying, 'released'::character varying, 'reaped'::character varying])::text[])))
 );
 
-CREATE FUNCTION public.reserve_budgets(p_uuid uuid, p_project uuid, p_machine uuid, p_at timestamp with time zone, p_types text[], p_amounts numeric[], p_counts jsonb, p_holder text, p_purpose text, p_expires_at timestamp with time zone) RETURNS SETOF public.reservations
+CREATE FUNCTION public.reserve_budgets(p_uuid uuid, p_project uuid, p_machine uuid, p_at timestamp with time zone, p_types text[], p_amounts numeric[], p_counts jsonb, p_holder text, p_purpose text, p_expires_at timestamp with time zone, p_metadata jsonb DEFAULT '{}'::jsonb) RETURNS SETOF public.reservations
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -660,14 +680,14 @@ BEGIN
     UPDATE resource_budgets b SET reserved_amount = b.reserved_amount + (wanted ->> b.resource_type)::NUMERIC
     WHERE b.uuid = ANY (found);
     RETURN QUERY INSERT INTO reservations
-        (uuid, project_uuid, machine_uuid, day, amounts, amount_cad, holder, purpose, expires_at)
+        (uuid, project_uuid, machine_uuid, day, amounts, amount_cad, holder, purpose, expires_at, metadata)
     VALUES (p_uuid, p_project, p_machine, today, p_counts, (wanted ->> 'money')::NUMERIC, p_holder, p_purpose,
-            p_expires_at)
+            p_expires_at, p_metadata)
     RETURNING *;
 END;
 $$;
 
-CREATE FUNCTION public.reserve_calls(p_uuids uuid[], p_machines uuid[], p_generations integer[], p_amounts numeric[], p_holders text[], p_models text[], p_priced_as text[], p_anyway boolean[], p_expires_at timestamp with time zone, p_per_minute integer, p_at_once integer) RETURNS TABLE(outcome text, project_uuid uuid, models text[], seconds integer)
+CREATE FUNCTION public.reserve_calls(p_uuids uuid[], p_machines uuid[], p_generations integer[], p_amounts numeric[], p_holders text[], p_models text[], p_priced_as text[], p_subtypes text[], p_anyway boolean[], p_expires_at timestamp with time zone, p_per_minute integer, p_at_once integer) RETURNS TABLE(outcome text, project_uuid uuid, models text[], seconds integer)
     LANGUAGE plpgsql
     AS $$
 #variable_conflict use_column
@@ -716,7 +736,8 @@ BEGIN
         IF outcome IS NULL THEN
             PERFORM FROM reserve_budgets(
                 p_uuids[n], machine.project_uuid, p_machines[n], now(), ARRAY['money', 'api_calls'],
-                ARRAY[p_amounts[n], 1], '{"api_calls": "1"}', p_holders[n], 'ai_call', p_expires_at);
+                ARRAY[p_amounts[n], 1], '{"api_calls": "1"}', p_holders[n], 'ai_call', p_expires_at,
+                jsonb_build_object('model', p_priced_as[n], 'subtype', p_subtypes[n]));
             outcome := CASE WHEN FOUND THEN 'held' ELSE 'short' END;
         END IF;
         RETURN NEXT;
@@ -923,9 +944,10 @@ CREATE TABLE public.budget_alerts (
     kind character varying(10) DEFAULT 'level'::character varying NOT NULL,
     overrun_amount numeric(24,9) DEFAULT 0 NOT NULL,
     reason text,
+    passed_at timestamp with time zone,
     CONSTRAINT budget_alerts_check CHECK ((((kind)::text = 'level'::text) = (percent IS NOT NULL))),
-    CONSTRAINT budget_alerts_check1 CHECK ((((kind)::text = 'frozen'::text) = (reason IS NOT NULL))),
-    CONSTRAINT budget_alerts_kind_check CHECK (((kind)::text = ANY ((ARRAY['level'::character varying, 'frozen'::character varying])::text[])))
+    CONSTRAINT budget_alerts_check1 CHECK ((((kind)::text = 'level'::text) = (reason IS NULL))),
+    CONSTRAINT budget_alerts_kind_check CHECK (((kind)::text = ANY ((ARRAY['level'::character varying, 'frozen'::character varying, 'exhausted'::character varying])::text[])))
 );
 
 CREATE TABLE public.budget_pools (
@@ -1562,9 +1584,6 @@ ALTER TABLE ONLY public.audit_log
     ADD CONSTRAINT audit_log_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.budget_alerts
-    ADD CONSTRAINT budget_alerts_budget_uuid_percent_key UNIQUE (budget_uuid, percent);
-
-ALTER TABLE ONLY public.budget_alerts
     ADD CONSTRAINT budget_alerts_pkey PRIMARY KEY (uuid);
 
 ALTER TABLE ONLY public.budget_pools
@@ -1711,6 +1730,10 @@ ALTER TABLE ONLY public.users
 ALTER TABLE ONLY public.vm_meters
     ADD CONSTRAINT vm_meters_pkey PRIMARY KEY (vm_id);
 
+CREATE UNIQUE INDEX budget_alerts_one_exhausted ON public.budget_alerts USING btree (budget_uuid) WHERE (((kind)::text = 'exhausted'::text) AND (passed_at IS NULL));
+
+CREATE UNIQUE INDEX budget_alerts_one_of_a_level ON public.budget_alerts USING btree (budget_uuid, percent) WHERE (((kind)::text = 'level'::text) AND (passed_at IS NULL));
+
 CREATE UNIQUE INDEX budget_pools_one_that_holds ON public.budget_pools USING btree (resource_type, budget_period) WHERE (removed_at IS NULL);
 
 CREATE INDEX idx_api_keys_user ON public.api_keys USING btree (user_uuid);
@@ -1836,6 +1859,8 @@ CREATE TRIGGER notify_machine_status AFTER UPDATE OF status, outcome ON public.i
 CREATE TRIGGER notify_operations AFTER INSERT OR UPDATE OF status, not_before ON public.operations FOR EACH ROW EXECUTE FUNCTION public.notify_operations();
 
 CREATE TRIGGER only_checkpoints_of_hubs BEFORE INSERT ON public.operations FOR EACH ROW WHEN ((new.machine_uuid IS NOT NULL)) EXECUTE FUNCTION public.only_checkpoints_of_hubs();
+
+CREATE TRIGGER pass_budget_alerts AFTER UPDATE OF allocated_amount ON public.resource_budgets FOR EACH ROW WHEN (((NOT new.pooled) AND (new.allocated_amount > old.allocated_amount))) EXECUTE FUNCTION public.pass_budget_alerts();
 
 CREATE TRIGGER raise_budget_alerts AFTER UPDATE OF used_amount ON public.resource_budgets FOR EACH ROW WHEN (((new.used_amount > old.used_amount) AND ((new.used_amount * (100)::numeric) >= (new.allocated_amount * (LEAST(75, (new.soft_percent)::integer))::numeric)))) EXECUTE FUNCTION public.raise_budget_alerts();
 

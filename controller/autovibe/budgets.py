@@ -61,10 +61,11 @@ class MachineLimit(BudgetExhausted):
 
 
 class CountExhausted(BudgetExhausted):
-    """Another budget than that of money is used up."""
+    """Another budget than that of money is used up. `held`: what is held of it would do, if it is given back."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, held: bool) -> None:
         super().__init__(Decimal(0), message)
+        self.held = held
 
 
 class NoSuchReservation(NotFound):
@@ -78,7 +79,7 @@ def available(session: Session, project_uuid: UUID, at: datetime | None = None) 
     rows = [row for row in allocations.present(session, project_uuid, at) if row.resource_type == "money"]
     if any(row.pooled for row in rows) and pools.claim(session, project_uuid, at, types=("money",)):
         rows = [row for row in allocations.present(session, project_uuid, at) if row.resource_type == "money"]
-    return min((_left(row) for row in rows), default=Decimal(0))
+    return min((left_of(row) for row in rows), default=Decimal(0))
 
 
 def machine_left(session: Session, machine: Machine) -> Decimal | None:
@@ -99,12 +100,14 @@ def reserve(
     purpose: str,
     expires_at: datetime,
     at: datetime | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Reservation:
     """Hold a part of every budget that applies, or raise BudgetExhausted (`available` says how much money there is).
 
     A machine's own limit is one of them (MachineLimit).
 
-    `counts`: what is held of other resources, by type (`{"api_calls": 1}`).
+    `counts`: what is held of other resources, by type (`{"api_calls": 1}`). `metadata` of a call: its `model` and
+    `subtype`, for who has to book it in its gateway's place.
     """
     amount = amount_of(amount_cad, "reservation", positive=True)
     others = {name: amount_of(count, name) for name, count in (counts or {}).items()}
@@ -119,6 +122,7 @@ def reserve(
         "holder": holder,
         "purpose": purpose,
         "expires_at": expires_at,
+        "metadata": json.dumps(dict(metadata or {})),
     }
     query = sa.select(Reservation).from_statement(_RESERVE)
     # A new period has no row yet; a share of a pool may be lent to others.
@@ -178,7 +182,7 @@ def has_call(session: Session, machine_uuid: UUID) -> bool:
 
 
 def reap(session: Session, now: datetime | None = None, limit: int = 1000) -> list[Reservation]:
-    """End the reservations whose holders are gone: `ai_call` settled at its bound, others given back."""
+    """End the reservations whose holders are gone: `ai_call` by its last known usage or bound, others given back."""
     is_call = Reservation.purpose == AI_CALL
     expired = (Reservation.status == "held", Reservation.expires_at <= (now or datetime.now(UTC)))
     called = sa.select(Reservation.machine_uuid).where(*expired, is_call).limit(limit)
@@ -237,16 +241,16 @@ def _refusal(session: Session, project_uuid: UUID, values: dict[str, Any]) -> Bu
         if row.frozen_at is not None and row.resource_type in wanted:
             return BudgetFrozen(Decimal(0), f"The budget is frozen: {row.freeze_reason}")
     for row in now:
-        if row.hard and row.resource_type != "money" and _left(row) < wanted.get(row.resource_type, 0):
-            return CountExhausted(_short(row, wanted[row.resource_type]))
-    tightest = min(money, key=_left)
+        if row.hard and row.resource_type != "money" and left_of(row) < (count := wanted.get(row.resource_type, 0)):
+            return CountExhausted(_short(row, count), row.used_amount + count <= row.allocated_amount)
+    tightest = min(money, key=left_of)
     machine = session.get(Machine, values["machine"]) if values["machine"] else None
     left = machine_left(session, machine) if machine is not None else None
-    if left is not None and left < wanted["money"] and (left <= _left(tightest) or not tightest.hard):
+    if left is not None and left < wanted["money"] and (left <= left_of(tightest) or not tightest.hard):
         limit = f"its limit of {_plain(machine.max_cad)} CAD"
         message = f"Machine {machine.name} has {_plain(left)} left of {limit}, and {_plain(wanted['money'])} is needed"
         return MachineLimit(left, message)
-    return BudgetExhausted(_left(tightest), _short(tightest, wanted["money"]))
+    return BudgetExhausted(left_of(tightest), _short(tightest, wanted["money"]))
 
 
 def _short(row: Budget, amount: Decimal) -> str:
@@ -254,12 +258,13 @@ def _short(row: Budget, amount: Decimal) -> str:
     name = f"The project's share of the {row.budget_period} pool" if row.pooled else name
     until = "" if row.budget_period == "total" else f" until {row.period_end}"
     return (
-        f"{name} has {_plain(_left(row))} {row.unit} left of {_plain(row.allocated_amount)}{until}, "
+        f"{name} has {_plain(left_of(row))} {row.unit} left of {_plain(row.allocated_amount)}{until}, "
         f"and {_plain(amount)} is needed"
     )
 
 
-def _left(row: Budget) -> Decimal:
+def left_of(row: Budget) -> Decimal:
+    """What of a budget is neither used nor held; nothing of one that is frozen."""
     if row.frozen_at is not None:
         return Decimal(0)
     return max(Decimal(0), row.allocated_amount - row.used_amount - row.reserved_amount)
@@ -311,6 +316,10 @@ def _columns(line: UsageLine) -> dict[str, Any]:
 def _reaped(reservation: Reservation) -> dict[str, Any]:
     if reservation.purpose != AI_CALL:
         return _ended(reservation.uuid, "reaped")
+    if known := reservation.metadata_.get("known"):
+        marks = {"reaped": True, "holder": reservation.holder}
+        lines = [line | {"metadata": line["metadata"] | marks} for line in known]
+        return _ended(reservation.uuid, "reaped", metadata={"settled_at_last_usage": True}) | {"lines": lines}
     return _ended(reservation.uuid, "reaped", _bound_lines(reservation), {"settled_at_bound": True})
 
 
@@ -337,11 +346,13 @@ def _charged(session: Session, project_uuid: UUID, day: date, spent: Mapping[str
 
 
 def _bound_lines(reservation: Reservation) -> list[UsageLine]:
-    why = {"settled_at_bound": True, "holder": reservation.holder}
-    amount = reservation.amount_cad
-    money = UsageLine("money", "claude_api", amount=amount, cost_cad=amount, currency="CAD", cost=amount, metadata=why)
+    why = {"settled_at_bound": True, "reaped": True, "holder": reservation.holder}
+    amount, about = reservation.amount_cad, reservation.metadata_
+    subtype = about.get("subtype", "claude_api")
+    of_model = why | {name: about[name] for name in ("model",) if name in about}
+    money = UsageLine("money", subtype, amount=amount, cost_cad=amount, currency="CAD", cost=amount, metadata=of_model)
     others = [
-        UsageLine(name, "claude_api", amount=Decimal(count), unit=periods.UNITS[name], metadata=why)
+        UsageLine(name, subtype, amount=Decimal(count), unit=periods.UNITS[name], metadata=why)
         for name, count in reservation.amounts.items()
     ]
     return [money, *others]
@@ -349,7 +360,7 @@ def _bound_lines(reservation: Reservation) -> list[UsageLine]:
 
 _RESERVE = sa.text(
     "SELECT * FROM reserve_budgets(:uuid, :project, :machine, :at, CAST(:types AS text[]), "
-    "CAST(:amounts AS numeric[]), CAST(:counts AS jsonb), :holder, :purpose, :expires_at)"
+    "CAST(:amounts AS numeric[]), CAST(:counts AS jsonb), :holder, :purpose, :expires_at, CAST(:metadata AS jsonb))"
 )
 _END = sa.text("SELECT * FROM end_reservations(CAST(:ends AS jsonb))")
 _MOVE = sa.text(

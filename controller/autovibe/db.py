@@ -22,7 +22,7 @@ from autovibe.settings import Settings, load_settings
 log = logging.getLogger(__name__)
 
 #: The migration that this code is written for: the newest in `schema/versions` (a test compares them).
-SCHEMA_REVISION = "0020"
+SCHEMA_REVISION = "0021"
 
 #: Postgres undid a transaction that stood in the way of others (deadlock_detected, serialization_failure).
 UNDONE = ("40P01", "40001")

@@ -210,7 +210,7 @@ def check(line: UsageLine) -> None:
     negative = line.resource_subtype == CORRECTION
     for name, value in (("amount", line.amount), ("cost", line.cost), ("cost in CAD", line.cost_cad)):
         if value is not None and not _is_plain(value):
-            amount_of(-value if negative and isinstance(value, Decimal) else value, name)
+            amount_of(abs(value) if negative and isinstance(value, Decimal) else value, name)
     if line.cost is not None and line.currency != "CAD":
         if not re.fullmatch("[A-Z]{3}", line.currency or ""):
             raise InvalidLine(f"{line.currency!r:.50} is not a currency; it has three capital letters")

@@ -26,6 +26,7 @@ THOUSAND, MILLION = Decimal(1000), Decimal(1_000_000)
 MOST_TOKENS = 1_000_000_000
 #: Inference held to the US costs a tenth more on every token (the provider's documentation).
 GEO_FACTORS = {"us": Decimal("1.1")}
+DEAREST_GEO = max(GEO_FACTORS, key=GEO_FACTORS.__getitem__)
 
 _EXACT = Context(prec=60)
 

@@ -1,15 +1,16 @@
 """Reconciling: the ledger beside Anthropic's own usage report, and corrections of what was booked without its usage.
 
 A call whose usage never arrived (a connection or a hub that died) is booked at its bound. The report says what all
-calls used: what it has beyond the calls that are known exactly was used by these. Days are UTC, as in the report; the
-sums of the whole range count, so that a call around midnight inside it does no harm.
+calls used: what it has beyond the calls that are known exactly was used by these, as far as their bounds reach; beyond
+them it was somebody else. Days are UTC, as in the report; the sums of the whole range count, so that a call around
+midnight inside it does no harm.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -46,14 +47,18 @@ class ReportFailed(AutovibeError):
 
 @dataclass(frozen=True)
 class Uncertain:
-    """What was booked without its usage: of a project, machine, day (of the project) and model; in CAD."""
+    """What was booked without its usage: of a project, machine, day (of the project) and model; in CAD.
+
+    `most`: what was booked before any comparison, which is the most that it can have cost.
+    """
 
     project_uuid: UUID
     machine_uuid: UUID | None
     day: date
     utc_day: date
     model: str | None
-    cad: Decimal
+    cad: Decimal = Decimal(0)
+    most: Decimal = Decimal(0)
 
 
 @dataclass
@@ -160,7 +165,7 @@ def compare(
         one.cad = _cost(session, one, last, policy)
     corrections, left = _corrections(models, uncertain)
     if left and charge_to:
-        corrections.append(_correction(Uncertain(charge_to, None, last, last, None, Decimal(0)), left))
+        corrections.append(_correction(Uncertain(charge_to, None, last, last, None), left, charged=True))
         left = Decimal(0)
     return Reconciled(models, corrections, left)
 
@@ -193,44 +198,42 @@ def _cost(session: Session, one: Compared, day: date, policy: prices.Policy) -> 
     missing = Tokens(**{name: max(0, count) for name, count in one.missing.items()})
     if missing == Tokens():
         return Decimal(0)
+    # A model that only others use keeps nobody from reconciling.
+    policy = replace(policy, dearest_for_unknown=True)
     return prices.dearest_cost(prices.tariff(session, one.model, day, policy=policy), missing).cad
 
 
 def _corrections(models: list[Compared], uncertain: list[Uncertain]) -> tuple[list[Entry], Decimal]:
-    """Each model's uncertain lines come to its remainder; those without a model share what is left."""
+    """Each model's uncertain lines come to its remainder, those without a model to what others leave.
+
+    None comes to more than its bound; what nothing explains is returned, too.
+    """
     entries: list[Entry] = []
     left = Decimal(0)
     for one in models:
-        if one.uncertain_cad > 0:
-            mine = [line for line in uncertain if line.model == one.model]
-            entries += _scaled(mine, one.uncertain_cad, one.cad)
-        else:
-            left += one.cad
-    unnamed = [line for line in uncertain if line.model is None]
-    booked = sum((line.cad for line in unnamed), Decimal(0))
-    if booked > 0:
-        entries += _scaled(unnamed, booked, left)
-        left = Decimal(0)
-    return entries, left
+        left += one.cad - _scaled([line for line in uncertain if line.model == one.model], one.cad, entries)
+    return entries, left - _scaled([line for line in uncertain if line.model is None], left, entries)
 
 
-def _scaled(lines: list[Uncertain], booked: Decimal, true: Decimal) -> list[Entry]:
-    """Corrections that bring what was booked to what is true, in proportion; no less than that stays.
+def _scaled(lines: list[Uncertain], true: Decimal, entries: list[Entry]) -> Decimal:
+    """Add the corrections that bring the lines to what is true, in proportion to their bounds.
 
-    Their sum is exact, so that nothing is left to correct.
+    Their sum is exact, so that nothing is left to correct. Returns how much of it they explain.
     """
-    entries = []
-    left = (true - booked).quantize(QUANTUM, rounding=ROUND_CEILING)
+    bound = sum((line.most for line in lines), Decimal(0))
+    left = explained = min(true, bound).quantize(QUANTUM, rounding=ROUND_CEILING)
     for line in lines:
-        change = (left * line.cad / booked).quantize(QUANTUM) if booked else left
-        left, booked = left - change, booked - line.cad
-        if change:
-            entries.append(_correction(line, change))
-    return entries
+        share = (left * line.most / bound).quantize(QUANTUM) if bound else Decimal(0)
+        left, bound = left - share, bound - line.most
+        if share != line.cad:
+            entries.append(_correction(line, share - line.cad))
+    return min(true, explained)
 
 
-def _correction(line: Uncertain, change: Decimal) -> Entry:
+def _correction(line: Uncertain, change: Decimal, *, charged: bool = False) -> Entry:
+    """`charged`: it is nobody's call, but what somebody pays for."""
     why = {"corrects": REASON, "corrected_model": line.model, "corrected_day": line.utc_day.isoformat()}
+    why |= {"charged": True} if charged else {}
     money = UsageLine("money", CORRECTION, change, "CAD", change, "CAD", change, metadata=why)
     return Entry(line.project_uuid, money, line.machine_uuid, day=line.day)
 
@@ -252,26 +255,28 @@ GROUP BY 1, 2
 _UNCERTAIN = sa.text("""
 WITH booked AS (
     SELECT project_uuid, machine_uuid, billing_period_start AS day, (recorded_at AT TIME ZONE 'UTC')::date AS utc_day,
-           metadata ->> 'model' AS model, cost_cad, reservation_uuid
+           metadata ->> 'model' AS model, cost_cad, reservation_uuid,
+           metadata ? 'reaped' OR metadata ? 'settled_at_bound' AS reaped
     FROM resource_usage
     WHERE recorded_at >= :first AND recorded_at < :until AND resource_type = 'money'
       AND resource_subtype = 'claude_api'
       AND (metadata ->> 'basis' IN ('bound', 'partial') OR metadata ->> 'settled_at_bound' = 'true')
 ), taken_back AS (
-    SELECT c.project_uuid, c.machine_uuid, c.billing_period_start AS day, b.utc_day, b.model, c.cost_cad
-    FROM resource_usage c JOIN booked b ON b.reservation_uuid = c.reservation_uuid AND b.model IS NULL
+    SELECT c.project_uuid, c.machine_uuid, c.billing_period_start AS day, b.utc_day, b.model, c.cost_cad,
+           c.cost_cad AS most
+    FROM resource_usage c JOIN booked b ON b.reservation_uuid = c.reservation_uuid AND b.reaped
     WHERE c.resource_subtype = 'correction' AND c.metadata ->> 'corrects' = 'settled_at_bound'
     UNION ALL
     SELECT c.project_uuid, c.machine_uuid, c.billing_period_start, (c.metadata ->> 'corrected_day')::date,
-           c.metadata ->> 'corrected_model', c.cost_cad
+           c.metadata ->> 'corrected_model', c.cost_cad, CASE WHEN c.metadata ? 'charged' THEN c.cost_cad ELSE 0 END
     FROM resource_usage c
     WHERE c.resource_subtype = 'correction' AND c.metadata ->> 'corrects' = 'reconcile'
       AND (c.metadata ->> 'corrected_day')::date BETWEEN :first_day AND :last_day
 )
-SELECT project_uuid, machine_uuid, day, utc_day, model, sum(cost_cad) AS cad FROM (
-    SELECT project_uuid, machine_uuid, day, utc_day, model, cost_cad FROM booked
+SELECT project_uuid, machine_uuid, day, utc_day, model, sum(cost_cad) AS cad, sum(most) AS most FROM (
+    SELECT project_uuid, machine_uuid, day, utc_day, model, cost_cad, cost_cad AS most FROM booked
     UNION ALL SELECT * FROM taken_back
-) AS lines GROUP BY 1, 2, 3, 4, 5 HAVING sum(cost_cad) <> 0 ORDER BY 1, 3, 4, 5, 2
+) AS lines GROUP BY 1, 2, 3, 4, 5 HAVING sum(cost_cad) <> 0 OR sum(most) <> 0 ORDER BY 1, 3, 4, 5, 2
 """)
 
 
@@ -291,8 +296,13 @@ def _exact(session: Session, first: date, last: date) -> dict[tuple[date, str], 
 
 
 def _uncertain(session: Session, first: date, last: date) -> list[Uncertain]:
-    rows = session.execute(_UNCERTAIN, _range(first, last)).all()
-    return [Uncertain(*row) for row in rows]
+    """By what a correction names, which has the model's canonical name."""
+    found: dict[tuple[Any, ...], Uncertain] = {}
+    for *key, model, cad, most in session.execute(_UNCERTAIN, _range(first, last)).all():
+        model = model and prices.canonical(model)
+        one = found.setdefault((*key, model), Uncertain(*key, model))
+        found[(*key, model)] = replace(one, cad=one.cad + cad, most=one.most + most)
+    return list(found.values())
 
 
 def _text(day: date) -> str:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import aiohttp
@@ -105,7 +106,8 @@ class Call:
                 self.answer.end()
                 self.gateway.audit.note(self, None)
         error = provider_failed("The gateway was stopped", 503)
-        self.gateway.under_way.add(held.reservation_uuid)
+        known = partial(reserving.known, self.request_id, self.bounds, held, self.meter, self._details)
+        self.gateway.under_way[held.reservation_uuid] = known
         try:
             await self._bounded()
         except GatewayError as failure:
@@ -119,7 +121,7 @@ class Call:
             # The client need not wait for the books: what it may have cost is held.
             self.answer.end(error)
             await self._end(held)
-            self.gateway.under_way.discard(held.reservation_uuid)
+            del self.gateway.under_way[held.reservation_uuid]
             self.gateway.audit.note(self, held)
 
     @property
@@ -184,8 +186,8 @@ class Call:
             self.bounds.cost(bound, most).cad,
             self.request_id,
             self.request.model,
-            # An unknown model that is priced as another is still not that other one.
-            self.bounds.tariff.model or self.bounds.tariff.tiers[0].model,
+            self.bounds.priced_as,
+            reserving.subtype_of(self.bounds.provider),
         )
         outcome, wanted = await self._asked(wanted)
         if outcome.outcome == "checkpointing":
@@ -316,7 +318,8 @@ class Call:
         request_id = response.headers.get("request-id") or response.headers.get("x-request-id") or ""
         self._details["provider_request_id"] = request_id[:200]
         if response.status != 200:
-            self.billed = False
+            # An answer that is no error, and not understood, may have been billed.
+            self.billed = response.status < 300
             await self._pass_error(response)
             return
         headers = self._headers(response)
@@ -350,8 +353,8 @@ class Call:
             raise provider_failed("The AI provider's answer broke off") from error
         if rest := reader.end():
             self.answer.put(rest)
-        # A stream that ended in order without a message had only an error in it: not billed.
-        self.billed = self.meter.started
+        # A stream that ended in order with an error and no message is not billed; one that is not understood may be.
+        self.billed = self.meter.started or not self.meter.failed
 
     async def _pass_error(self, response: aiohttp.ClientResponse) -> None:
         """4xx and 5xx are not billed. They are passed on, but for what is the hub's own trouble."""

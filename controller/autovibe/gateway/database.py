@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -116,6 +116,7 @@ class Hold:
     holder: str
     model: str
     priced_as: str
+    subtype: str
     although_checkpointing: bool = False
 
 
@@ -150,9 +151,10 @@ class Books:
         """`ended`: from `budgets.settled` or `budgets.released`."""
         return self._ends.add(ended)
 
-    async def extend(self, reservations: Sequence[UUID]) -> None:
-        """The calls go on: their reservations do not expire yet."""
-        await self._asking.fetch(_EXTEND, list(reservations), datetime.now(UTC) + self._hold_for)
+    async def extend(self, calls: Mapping[UUID, list[Any] | None]) -> None:
+        """The calls go on: their reservations do not expire yet. By reservation, what is to be booked if they do."""
+        known = [json.dumps({} if lines is None else {"known": lines}) for lines in calls.values()]
+        await self._asking.fetch(_EXTEND, list(calls), known, datetime.now(UTC) + self._hold_for)
 
     async def machine(self, machine_uuid: UUID, generation: int) -> Outcome:
         """Whether a machine may still call; `held` stands for yes."""
@@ -176,6 +178,7 @@ class Books:
             [one.holder for one in holds],
             [one.model for one in holds],
             [one.priced_as for one in holds],
+            [one.subtype for one in holds],
             [one.although_checkpointing for one in holds],
             datetime.now(UTC) + self._hold_for,
             self._per_minute,
@@ -189,10 +192,14 @@ class Books:
         return [None] * len(ends)
 
 
-_HOLD = "SELECT outcome, project_uuid, models, seconds FROM reserve_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_HOLD = (
+    "SELECT outcome, project_uuid, models, seconds "
+    "FROM reserve_calls($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"
+)
 _END = "SELECT reservation, froze FROM end_reservations($1)"
 _EXTEND = (
-    "UPDATE reservations SET expires_at = greatest(expires_at, $2) WHERE uuid = ANY ($1::UUID[]) AND status = 'held'"
+    "UPDATE reservations r SET expires_at = greatest(r.expires_at, $3), metadata = r.metadata || k.known "
+    "FROM unnest($1::UUID[], $2::JSONB[]) AS k (uuid, known) WHERE r.uuid = k.uuid AND r.status = 'held'"
 )
 _MACHINE = (
     "SELECT m.project_uuid, m.status, m.generation, p.models FROM intelligent_machines m "

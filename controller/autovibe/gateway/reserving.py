@@ -45,7 +45,8 @@ class Bounds:
     """The worst cases of one call: price and exchange rate are those of the call's beginning.
 
     So midnight or a new price lifts no cost above the bound that was reserved for it. `searches`: how many web searches
-    the provider may make; it then runs the model several times, and each time may write `max_tokens`.
+    the provider may make; it then runs the model several times, and each time may write `max_tokens`. Which region a
+    call runs in is the workspace's choice where the request names none, so the dearest one is bounded.
     """
 
     model: str
@@ -53,10 +54,19 @@ class Bounds:
     tariff: prices.Tariff
     searches: int = 0
 
+    @property
+    def priced_as(self) -> str:
+        """The model's name in the ledger. An unknown one that is priced as another is still not that other one."""
+        return self.tariff.model or self.tariff.tiers[0].model
+
     def cost(self, input_bound: int, max_tokens: int) -> prices.Cost:
         written = max_tokens * (SEARCH_STEPS if self.searches else 1)
         return prices.upper_bound(
-            self.tariff, input_tokens_max=input_bound, max_tokens=written, web_searches_max=self.searches
+            self.tariff,
+            input_tokens_max=input_bound,
+            max_tokens=written,
+            geo=prices.DEAREST_GEO if self.provider == prices.PROVIDER else None,
+            web_searches_max=self.searches,
         )
 
 
@@ -114,7 +124,7 @@ class Short:
     """The money is not there.
 
     `later`: a useful answer would fit once the calls under way, which hold money, have ended. `hopeless`: there is no
-    budget, or it is frozen, so that no bound is small enough. `remedy`: what a person may do.
+    budget, or it is frozen, or a count is used up, so that no bound is small enough. `remedy`: what a person may do.
     """
 
     reason: str
@@ -137,8 +147,10 @@ def reserve(transactions: Transactions, wish: Wish, *, patient: bool) -> Held | 
         for _ in range(3):  # What was available may be gone a moment later.
             try:
                 return _hold(session, wish, wanted, bound(wanted))
+            except budgets.CountExhausted as error:
+                return Short(error.message, later=error.held, hopeless=not error.held)
             except budgets.BudgetExhausted as error:
-                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget | budgets.CountExhausted):
+                if isinstance(error, budgets.BudgetFrozen | budgets.NoBudget):
                     return Short(error.message, later=False, hopeless=True)
                 refusal, available = error, error.available
             later = available + _under_way(session, wish.caller, refusal)
@@ -161,6 +173,7 @@ def _hold(session: Session, wish: Wish, max_tokens: int, amount: Decimal) -> Hel
         holder=wish.request_id,
         purpose=budgets.AI_CALL,
         expires_at=datetime.now(UTC) + timedelta(seconds=wish.hold_seconds),
+        metadata={"model": wish.bounds.priced_as, "subtype": subtype_of(wish.bounds.provider)},
     )
     return Held(reservation.uuid, max_tokens, wish.input_bound)
 
@@ -219,6 +232,21 @@ def settlement(request_id: str, bounds: Bounds, held: Held, meter: Meter, detail
         metadata={"request_id": request_id, "model": bounds.model},
     )
     return budgets.settled(held.reservation_uuid, [money, count])
+
+
+def known(request_id: str, bounds: Bounds, held: Held, meter: Meter, details: dict[str, Any]) -> list[Any] | None:
+    """What the reaper is to book of a call under way, if its gateway dies now: less than its bound; or None.
+
+    Without keys and counts, for the call may still be settled, and nothing that stands there by the provider's word.
+    """
+    if meter.complete or _cost(bounds, held, meter)[1] != "partial":
+        return None
+    lines = settlement(request_id, bounds, held, meter, details)["lines"]
+    own = ("model", "basis", "rate_source", "provider", "request_id", "max_tokens", "input_bound")
+    return [
+        line | {"key": None, "metadata": {name: line["metadata"][name] for name in own if name in line["metadata"]}}
+        for line in lines
+    ]
 
 
 def subtype_of(provider: str) -> str:

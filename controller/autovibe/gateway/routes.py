@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -49,6 +50,7 @@ T = TypeVar("T")
 #: Sessions at a time: below the engine's pool (15), so that the agents' API is never kept waiting by model calls.
 DATABASE_THREADS = 10
 EXTENSIONS = 5  # in the time that a reservation is held
+TELL_SECONDS = 5.0
 GIVE_BACK_TRIES = 6
 STOP_SECONDS = 5.0
 
@@ -70,7 +72,8 @@ class Gateway:
         self.providers = upstream.Providers(settings)
         self.books = Books(settings)
         self.catalogue = Catalogue(self)
-        self.under_way: set[UUID] = set()
+        #: reservation -> asks what is known of its call's cost
+        self.under_way: dict[UUID, Callable[[], list[Any] | None]] = {}
         self.audit = Audit(settings)
         self.admission = Admission(settings)
         self._tariffs = Tariffs(self.db, prices.Policy.of(settings))
@@ -157,11 +160,22 @@ class Gateway:
         return task
 
     async def _extend(self) -> None:
+        """Calls that go on keep their reservations, which are told what is known of them soon after it is."""
+        every = self.settings.call_hold_seconds / EXTENSIONS
+        told: set[UUID] = set()
+        extended = time.monotonic()
         while True:
-            await asyncio.sleep(self.settings.call_hold_seconds / EXTENSIONS)
-            if self.under_way:
+            await asyncio.sleep(min(every, TELL_SECONDS))
+            told &= self.under_way.keys()
+            known = {uuid: ask() for uuid, ask in self.under_way.items() if uuid not in told}
+            news = {uuid: lines for uuid, lines in known.items() if lines is not None}
+            is_due = time.monotonic() - extended >= every
+            calls = dict.fromkeys(self.under_way) | news if is_due else news
+            if calls:
                 with suppress(Exception):
-                    await self.books.extend(list(self.under_way))
+                    await self.books.extend(calls)
+                    told |= news.keys()
+                    extended = time.monotonic() if is_due else extended
 
     async def close(self) -> None:
         """Wait a little for the calls under way, then end them; each settles before this returns."""

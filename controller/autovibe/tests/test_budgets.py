@@ -138,6 +138,51 @@ def test_a_bill_that_comes_after_the_reaper_corrects_it(session, project):
     assert session.scalar(sa.select(sa.func.count()).select_from(Usage)) == 3
 
 
+def test_a_call_that_was_not_billed_as_its_gateway_says_late_costs_nothing(session, project):
+    call = reserve(session, project, 2, expires_in=-SOON)
+    budgets.reap(session, datetime.now(UTC))
+    assert state(session, project) == (2, 0, 0)
+    for _ in range(2):
+        budgets.release(session, call.uuid)
+    assert (state(session, project), call.status, call.settled_cad) == ((0, 0, 0), "released", None)
+    assert ledger.total_cad(session, project.uuid) == 0
+    budgets.settle(session, call.uuid, lines=[money("0.75")])
+    assert state(session, project) == (Decimal("0.75"), 0, 0)
+
+
+def test_what_the_reaper_writes_of_a_call_says_of_which_model_and_on_whose_bill(session, project):
+    budgets.reserve(
+        session, project_uuid=project.uuid, amount_cad=Decimal(2), holder="call", purpose=budgets.AI_CALL,
+        expires_at=datetime.now(UTC) - SOON, counts={"api_calls": Decimal(1)},
+        metadata={"model": "gpt-x", "subtype": "openai_api"},
+    )  # fmt: skip
+    budgets.reap(session, datetime.now(UTC))
+    lines = {line.resource_type: line for line in session.scalars(sa.select(Usage))}
+    assert {line.resource_subtype for line in lines.values()} == {"openai_api"}
+    assert lines["money"].metadata_["model"] == "gpt-x"
+    (sums,) = ledger.by_model(session)
+    assert (sums["model"], sums["cad"]) == ("gpt-x", 2)
+
+
+def test_a_count_that_others_hold_may_come_back_and_one_that_is_used_does_not(session, project):
+    allocations.set_budget(session, project.uuid, Decimal(1), resource="api_calls")
+
+    def call():
+        return budgets.reserve(
+            session, project_uuid=project.uuid, amount_cad=Decimal(1), counts={"api_calls": Decimal(1)},
+            holder="call", purpose=budgets.AI_CALL, expires_at=datetime.now(UTC) + SOON,
+        )  # fmt: skip
+
+    first = call()
+    with pytest.raises(budgets.CountExhausted) as refused:
+        call()
+    assert refused.value.held
+    budgets.settle(session, first.uuid, lines=[money(1), UsageLine("api_calls", amount=Decimal(1), unit="count")])
+    with pytest.raises(budgets.CountExhausted) as refused:
+        call()
+    assert not refused.value.held
+
+
 def test_an_extended_reservation_is_not_reaped(session, project):
     call = reserve(session, project, 2, expires_in=-SOON)
     assert budgets.extend(session, call.uuid, datetime.now(UTC) + SOON)

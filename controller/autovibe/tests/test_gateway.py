@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from autovibe import budgets, db, machines, projects, records
-from autovibe.models import Machine, Project
+from autovibe.models import Machine, Project, Reservation
 from autovibe.tests.gateway_fixtures import (
+    MODEL,
     Account,
     account,
     demo_model,
@@ -266,6 +268,33 @@ def test_the_calls_of_a_killed_gateway_are_settled_at_their_bound(site, rich):
     with db.session_scope(site.settings) as session:
         budgets.reap(session, datetime.now(UTC) + timedelta(seconds=site.settings.call_hold_seconds))
     assert (rich.held(), rich.budget().used_amount, rich.lines()[0].cost_cad) == (0, held, held)
+
+
+def test_a_call_whose_usage_is_known_is_settled_by_it_when_its_gateway_is_killed(site, rich):
+    def known():
+        with db.session_scope(site.settings) as session:
+            mine = sa.select(Reservation).where(Reservation.project_uuid == rich.project)
+            return session.scalars(mine).one().metadata_.get("known")
+
+    site.model.fault("slow", seconds=60)
+    with (
+        httpx.Client(timeout=60) as client,
+        hub_process(site.settings, AUTOVIBE_CALL_HOLD_SECONDS="10") as (url, process),
+        client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
+    ):
+        next(response.iter_raw())
+        wait_for(known, "known usage")
+        process.kill()
+        process.wait(30)
+    held = rich.budget().reserved_amount
+    with db.session_scope(site.settings) as session:
+        budgets.reap(session, datetime.now(UTC) + timedelta(seconds=60))
+    (line,) = rich.lines()
+    usage = {"input_tokens": 0, "cache_read_input_tokens": 0, "cache_creation": {}} | site.model.bill()[-1]["usage"]
+    assert line.cost_cad == price_of({**usage, "output_tokens": 1000}, line.exchange_rate) < held
+    assert (rich.held(), rich.budget().used_amount, rich.api_calls()) == (0, line.cost_cad, 1)
+    about = line.metadata_
+    assert (about["basis"], about["reaped"], about["model"], "tokens" in about) == ("partial", True, MODEL, False)
 
 
 def test_a_bill_above_the_bound_is_booked_whole_and_freezes_the_budget(site, rich):

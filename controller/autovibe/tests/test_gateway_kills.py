@@ -220,7 +220,7 @@ def test_a_call_in_whose_middle_the_hub_is_killed_is_settled_once(site, stream):
             with db.session_scope(site.settings) as session:
                 assert len(budgets.reap(session, ends + timedelta(seconds=seconds))) == reaped
     the_books_hold(site, who, site.model.bill()[since:])
-    assert [line.metadata_.get("settled_at_bound", False) for line in who.lines()] == [False, True]
+    assert [line.metadata_.get("reaped", False) for line in who.lines()] == [False, True]
     what_was_cut_off_is_put_right(site, who)
 
 

@@ -18,6 +18,8 @@ MILLION = Decimal(1_000_000)
 MAX_TOKENS, ALLOWED = 1000, 3
 #: Sonnet 5.5's published prices: USD per million, and for one search.
 DEAREST_INPUT, INPUT, OUTPUT, SEARCH = Decimal(4), Decimal(2), Decimal(10), Decimal("0.01")
+#: What the dearest region multiplies the tokens' price by.
+DEAREST_REGION = Decimal("1.1")
 #: The provider runs the model so often at most, each time on a whole context window.
 RUNS = 11
 
@@ -53,7 +55,7 @@ def ask(site: SimpleNamespace, who: Account, times: int, **fields: object) -> ht
 
 
 def bound(rate: Decimal) -> Decimal:
-    usd = RUNS * (DEAREST_INPUT + OUTPUT * MAX_TOKENS / MILLION) + ALLOWED * SEARCH
+    usd = RUNS * (DEAREST_INPUT + OUTPUT * MAX_TOKENS / MILLION) * DEAREST_REGION + ALLOWED * SEARCH
     return (usd * rate).quantize(Decimal("1e-9"), rounding="ROUND_CEILING")
 
 

@@ -193,6 +193,11 @@ def test_a_report_for_anothers_machine_is_refused(session, shop, many):
     assert session.scalar(sa.select(sa.func.count()).select_from(Usage)) == 0
 
 
+@pytest.mark.parametrize("amount", ["4.9E-8", "-4.9E-8", "1E+2", "-1E+2", "0.5", "-0.5"])
+def test_a_correction_of_any_size_goes_either_way(amount):
+    ledger.check(UsageLine("money", "correction", Decimal(amount), cost_cad=Decimal(amount)))
+
+
 def test_a_correction_takes_back_and_no_more_than_there_was(session, shop):
     ledger.write_many(session, [Entry(shop.uuid, cpu(2, 3))])
     back = UsageLine("cpu", "correction", Decimal(-1), "core_hours", cost_cad=Decimal(-2))

@@ -5,10 +5,11 @@ from decimal import Decimal
 from threading import Barrier, Thread
 
 import pytest
-from autovibe import agents, budgets, db, enforcement, machines
+import sqlalchemy as sa
+from autovibe import agents, alerts, budgets, db, enforcement, machines
 from autovibe.errors import Invalid
 from autovibe.ledger import UsageLine
-from autovibe.models import Machine, Project
+from autovibe.models import Machine, Project, Reservation, Usage
 from autovibe.tests import world
 from sqlalchemy.orm import Session
 
@@ -119,6 +120,7 @@ def test_it_is_paused_and_stays_so_until_its_limit_is_raised(session, settings, 
     out_of_budget(session, settings, used_up)
     world.do(session, settings)
     assert (used_up.status, used_up.pause_reason) == ("paused", "budget")
+    assert alerts.views(session) == []  # its project has money
     session.commit()
     assert not enforcement.resume(settings, used_up.uuid, paid=True)
     with pytest.raises(budgets.MachineLimit):
@@ -154,3 +156,19 @@ def test_a_limit_that_makes_no_sense_is_refused(session, settings, cad):
     project = world.project(session)
     with pytest.raises(Invalid):
         machines.spawn(session, settings, project=project, prompt="work", max_cad=Decimal(cad))
+
+
+def test_what_it_has_cost_is_known_without_reading_its_lines(session, limited):
+    """Each of its calls asks; the lines of a week are some 50,000."""
+    settle(session, hold(session, limited, Decimal("0.25")), Decimal("0.2"))
+    lines = sa.select(sa.func.sum(Usage.cost_cad)).where(Usage.machine_uuid == limited.uuid)
+    held = sa.select(sa.func.sum(Reservation.amount_cad)).where(
+        Reservation.machine_uuid == limited.uuid, Reservation.status == "held"
+    )
+    cost = session.scalar(lines) + session.scalar(held)
+    read = sa.text("""
+        SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_xact_user_tables WHERE relname LIKE 'resource_usage%'
+    """)
+    before = session.scalar(read)
+    assert budgets.machine_left(session, limited) == LIMIT - cost
+    assert session.scalar(read) == before

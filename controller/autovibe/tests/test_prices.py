@@ -8,6 +8,7 @@ import genai_prices
 import pytest
 import sqlalchemy as sa
 from autovibe import db, pricelists, prices, rates
+from autovibe.gateway.reserving import Bounds
 from autovibe.ledger import InvalidAmount
 from autovibe.models import ExchangeRate, Price
 from genai_prices import data_snapshot
@@ -72,6 +73,16 @@ def test_inference_held_to_the_us_costs_a_tenth_more(session):
     usage = {"input_tokens": 10**6, "inference_geo": "us", "service_tier": "standard"}
     assert usd(session, "claude-opus-5-5", usage) == Decimal("4.4")
     assert usd(session, "claude-opus-5-5", usage | {"inference_geo": "not_available"}) == 4
+
+
+@pytest.mark.parametrize("model", ["claude-opus-5-5", "claude-haiku-5-5"])
+def test_a_call_is_bounded_wherever_the_workspace_lets_it_run(session, model):
+    bounds = Bounds(model, prices.PROVIDER, prices.tariff(session, model))
+    for tokens in (1, 99_999, 100_001, 10**6):
+        written = {"ephemeral_1h_input_tokens": tokens}
+        usage = {"cache_creation_input_tokens": tokens, "cache_creation": written, "output_tokens": 10_000}
+        billed = prices.cost(bounds.tariff, usage | {"inference_geo": "us"})
+        assert billed.cad <= bounds.cost(tokens, 10_000).cad
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 """The ledger beside the provider's own report: what was booked at its bound comes to what was billed."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import httpx
 import pytest
 import sqlalchemy as sa
-from autovibe import budgets, client, db, ledger, prices, projects, rates, reconcile
+from autovibe import allocations, budgets, client, db, ledger, months, prices, projects, rates, reconcile
 from autovibe.api.v1 import schemas
 from autovibe.errors import Invalid
 from autovibe.ledger import UsageLine
@@ -186,6 +186,77 @@ def test_one_comparison_puts_all_right_to_the_last_digit(session, day, tokens):
     assert again.corrections == []
     left = [ledger.total_cad(session, shop.uuid) for shop in shops]
     assert (sum(left), min(left) >= 0) == (again.models[0].cad, True)
+
+
+def cut_off(session, project, cad, model, subtype="claude_api"):
+    """A call whose gateway was killed, settled by the reaper."""
+    made = budgets.reserve(
+        session, project_uuid=project.uuid, amount_cad=Decimal(cad), holder="call", purpose=budgets.AI_CALL,
+        expires_at=datetime.now(UTC) - DAY, metadata={"model": model, "subtype": subtype},
+    )  # fmt: skip
+    budgets.reap(session)
+    return made
+
+
+def test_a_call_to_another_provider_is_not_paid_back_because_this_one_knows_nothing_of_it(session, day):
+    shop = projects.create(session, "shop", budget_cad=Decimal(100))
+    cut_off(session, shop, 3, "gpt-x", "openai_api")
+    assert reconcile.compare(session, {}, day, day, POLICY).corrections == []
+    assert ledger.total_cad(session, shop.uuid) == 3
+
+
+def test_what_others_used_with_the_same_model_is_not_put_on_a_call_beyond_its_bound(session, day):
+    shop, payer = (projects.create(session, name, budget_cad=Decimal(100)) for name in ("shop", "payer"))
+    cut_off(session, shop, 3, "claude-opus-5-5")
+    booked(session, shop, 2, "claude-opus-5-5", basis="bound")
+    reported = {(day, "claude-opus-5-5"): Tokens(input=10 * 10**6), (day, "claude-unheard-of"): Tokens(output=1)}
+    found = reconcile.compare(session, reported, day, day, POLICY)
+    others = found.models[1].cad
+    assert (found.corrections, found.unexplained_cad) == ([], 45 + others)
+    for _ in range(2):
+        reconcile.book(session, reconcile.compare(session, reported, day, day, POLICY, payer.uuid))
+    assert (ledger.total_cad(session, shop.uuid), ledger.total_cad(session, payer.uuid)) == (5, 45 + others)
+    assert allocations.get(session, shop.uuid).frozen_at is None
+
+
+def test_what_the_report_had_not_yet_comes_back_with_it_and_a_settled_call_is_no_part_of_it(session, day):
+    shop = projects.create(session, "shop", budget_cad=Decimal(100))
+    cut_off(session, shop, 3, "claude-opus-5-5")
+    late = cut_off(session, shop, 9, "claude-opus-5-5")
+    exact = {"model": "claude-opus-5-5", "basis": "usage", "tokens": {"input": 10**6}}
+    line = UsageLine("money", "claude_api", amount=Decimal(5), cost_cad=Decimal(5), metadata=exact)
+    budgets.settle(session, late.uuid, lines=[line])
+    for tokens, cad in ((1, 5), (int(1.2 * 10**6), 6), (2 * 10**6, 8), (int(1.4 * 10**6), 7)):
+        reported = {(day, "claude-opus-5-5"): Tokens(input=tokens)}
+        for _ in range(2):
+            reconcile.book(session, reconcile.compare(session, reported, day, day, POLICY))
+        assert ledger.total_cad(session, shop.uuid) == cad
+
+
+def test_a_month_that_was_put_away_is_not_corrected_again(session):
+    rates.set_manual(session, "USD", "CAD", Decimal("1.25"), date(2026, 1, 31))
+    shop = projects.create(session, "shop", budget_cad=Decimal(100))
+    cut_off(session, shop, 3, "claude-opus-5-5")
+    late = cut_off(session, shop, 9, "claude-opus-5-5")
+    budgets.settle(session, late.uuid, lines=[UsageLine("money", "claude_api", metadata={"basis": "usage"})])
+    days = date(2026, 1, 1), date(2026, 1, 31)
+
+    def moved_to_january():
+        session.execute(sa.text("ALTER TABLE resource_usage DISABLE TRIGGER refuse_usage_change"))
+        session.execute(
+            sa.text("UPDATE resource_usage SET recorded_at = '2026-01-10 12:00+00' WHERE recorded_at > '2026-02-01'")
+        )
+        session.execute(sa.text("ALTER TABLE resource_usage ENABLE TRIGGER refuse_usage_change"))
+        session.execute(sa.text("SELECT ensure_usage_partitions(1)"))
+
+    moved_to_january()
+    reported = {(date(2026, 1, 10), "claude-opus-5-5"): Tokens(input=2 * 10**5)}
+    reconcile.book(session, reconcile.compare(session, reported, *days, POLICY))
+    moved_to_january()
+    assert ledger.total_cad(session, shop.uuid) == 1
+    assert months.detach(session, date(2026, 1, 1))["lines"] == 5
+    found = reconcile.compare(session, reported, *days, POLICY)
+    assert (found.corrections, found.unexplained_cad, ledger.total_cad(session, shop.uuid)) == ([], 0, 1)
 
 
 def test_a_ledger_that_has_more_than_the_report_is_shown_and_not_touched(session, day):
