@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from autovibe import identity, machines, operations, policies, revival, tokens
+from autovibe import alerts, identity, machines, operations, policies, revival, tokens
 from autovibe.errors import AutovibeError, NotFound
 from autovibe.models import HUB, Checkpoint, Machine, MachineEvent, Project
 from autovibe.settings import Settings
@@ -202,6 +202,8 @@ def record_result(session: Session, settings: Settings, machine: Machine, result
     machine = _locked(session, machine)
     if machine.result:
         return True
+    if machine.stop_requested_at is None and result["outcome"] == "out_of_budget":
+        alerts.used_up(session, machine, "what is left does not pay for its next call")
     if machine.stop_requested_at is None and result["outcome"] != "succeeded":
         if operations.pending(session, machine.uuid, "pause"):
             return False

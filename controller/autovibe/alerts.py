@@ -1,6 +1,8 @@
-"""Alerts: a budget has reached a level, or is frozen. The database raises them; here they are sent.
+"""Alerts: a budget has reached a level, is used up, or is frozen. Most are raised by the database; here they are sent.
 
-A level is raised once per period, a freeze each time. `event` says which: budget_level, budget_frozen.
+A level is raised once per period, and again when a raised budget reaches it again; a freeze each time. A budget is used
+up when a machine is stopped for it: what is left may be too little for another call, long before it is nothing.
+`event` says which: budget_level, budget_exhausted, budget_frozen.
 
 The webhook gets a POST of JSON, signed as `X-Autovibe-Signature: t=<unix time>,v1=<hex HMAC-SHA256 of "<time>.<body>">`
 with the secret that both sides know. Until it is answered with 2xx it is tried again, later each time, for some days.
@@ -19,9 +21,11 @@ from uuid import UUID
 
 import httpx
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from autovibe.models import Budget, BudgetAlert, Project
+from autovibe import allocations, budgets, throttle
+from autovibe.models import Budget, BudgetAlert, Machine, Project
 from autovibe.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,30 @@ def views(
     if project_uuid is not None:
         query = query.where(Budget.project_uuid == project_uuid)
     return [_view(*row) for row in session.execute(query)]
+
+
+def used_up(session: Session, machine: Machine, why: str) -> None:
+    """A machine is stopped because its project has used up a budget: the one that has least left, told once.
+
+    Nothing is told of a machine that has reached its own limit.
+    """
+    worst = throttle.stopping(session, session.get_one(Project, machine.project_uuid))
+    money = [row for row in allocations.present(session, machine.project_uuid) if row.resource_type == "money"]
+    if worst is None and not money:
+        return
+    budget = worst.budget if worst else min(money, key=budgets.left_of)
+    own = budgets.machine_left(session, machine)
+    if worst is None and own is not None and own < budgets.left_of(budget):
+        return
+    alert = insert(BudgetAlert).values(
+        budget_uuid=budget.uuid,
+        kind="exhausted",
+        reason=f"machine {machine.name} is stopped: {why}",
+        used_amount=budget.used_amount,
+        allocated_amount=budget.allocated_amount,
+        overrun_amount=budget.overrun_amount,
+    )
+    session.execute(alert.on_conflict_do_nothing())
 
 
 def send(session: Session, settings: Settings) -> int:

@@ -18,7 +18,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from autovibe import allocations, budgets, db, machines, metering, pools, throttle
+from autovibe import alerts, allocations, budgets, db, machines, metering, pools, throttle
 from autovibe.errors import AutovibeError
 from autovibe.models import HUB, Machine, Operation, Project, VmMeter
 from autovibe.settings import Settings
@@ -97,6 +97,7 @@ def stop(settings: Settings, machine_uuid: UUID, why: str) -> None:
             else:
                 is_short = _money(session, project) is not None or throttle.stopping(session, project) is None
                 machines.pause(session, settings, machine, reason="budget", short_of_money=is_short)
+            alerts.used_up(session, machine, why)
             log.warning("machine %s is stopped: %s", machine.name, why)
 
 

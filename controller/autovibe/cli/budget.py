@@ -111,13 +111,15 @@ def history(project: str, last: int, as_json: bool) -> None:
 @click.argument("project", required=False)
 @json_option
 def alerts(project: str | None, as_json: bool) -> None:
-    """Show the levels that budgets have reached, and those that froze, of PROJECT or of all, the newest first."""
+    """Show which budgets have reached a level, are used up, or froze, of PROJECT or of all, the newest first."""
     from autovibe.api.v1 import schemas
 
     with hub() as here:
         views = here.pages("/alerts", schemas.Alert, most=100, project=project)
     columns = ("created_at", "project", "resource", "period", "level", "used", "allocated", "unit", "delivered_at")
-    shown = [row | {"level": f"frozen: {row['reason']}" if row["reason"] else f"{row['percent']} %"} for row in views]
+    shown = [
+        row | {"level": f"{row['kind']}: {row['reason']}" if row["reason"] else f"{row['percent']} %"} for row in views
+    ]
     output(views, as_json, lambda _: _rows(shown, columns) if shown else "No alerts.")
 
 

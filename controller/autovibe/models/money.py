@@ -112,13 +112,13 @@ class Reservation(Base):
 
 
 class BudgetAlert(Base):
-    """A budget has reached a level, once per period, or is frozen; its webhook is tried until it is delivered.
+    """A budget has reached a level, is used up, or is frozen; its webhook is tried until it is delivered.
 
-    `kind`: level, with its `percent`, or frozen, with its `reason`.
+    `kind`: level, with its `percent`, or exhausted or frozen, with its `reason`. `passed_at`: the budget was raised
+    since, so that it may come again.
     """
 
     __tablename__ = "budget_alerts"
-    __table_args__ = (UniqueConstraint("budget_uuid", "percent"),)
 
     uuid: Mapped[Key]
     budget_uuid: Mapped[UUID] = reference("resource_budgets.uuid")
@@ -133,6 +133,7 @@ class BudgetAlert(Base):
     attempts: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     next_attempt_at: Mapped[CreatedAt]
     last_error: Mapped[str | None] = mapped_column(Text)
+    passed_at: Mapped[datetime | None]
 
 
 class Usage(Base):

@@ -98,9 +98,41 @@ def test_a_freeze_is_an_alarm_of_its_own_each_time(told, hook):
         line = UsageLine("money", amount=Decimal(30), cost_cad=Decimal(30))
         budgets.charge(session, project_uuid=project.uuid, lines=[line])
     hook.got.clear()
-    # The total budget froze again; that of the day was frozen still.
-    assert send(told) == 1
-    assert json.loads(hook.got[0][1])["period"] == "total"
+    # The total budget froze again, and reached its levels again; that of the day was frozen still.
+    assert send(told) == 4 + 1
+    said = [json.loads(body) for _, body in hook.got]
+    assert {one["period"] for one in said} == {"total"}
+    assert sorted(one["percent"] or 0 for one in said) == [0, 75, 80, 90, 100]
+
+
+def levels(settings, project):
+    """The levels that were told, in their order, and forgotten with that."""
+    with db.session_scope(settings) as session:
+        found = [one["percent"] for one in alerts.views(session, project) if one["delivered_at"] is None]
+        session.execute(sa.update(BudgetAlert).values(delivered_at=datetime.now(UTC)))
+    return sorted(found)
+
+
+def test_a_budget_that_was_raised_tells_of_its_levels_again_and_of_none_twice(settings):
+    with db.session_scope(settings) as session:
+        shop = projects.create(session, "shop", budget_cad=Decimal(10)).uuid
+
+    def use(cad):
+        with db.session_scope(settings) as session:
+            line = UsageLine("money", amount=Decimal(cad), cost_cad=Decimal(cad))
+            budgets.charge(session, project_uuid=shop, lines=[line])
+        return levels(settings, shop)
+
+    def top_up(cad):
+        with db.session_scope(settings) as session:
+            allocations.top_up(session, shop, Decimal(cad))
+
+    assert (use("9.5"), use("0.5")) == ([75, 80, 90], [100])
+    top_up(1)  # to 11: 91 % are used, so only the last level is not reached any more
+    assert (use("0.5"), use("0.5")) == ([], [100])
+    top_up(89)  # to 100
+    assert [use(63), use(1), use(5), use(10)] == [[], [75], [80], [90]]
+    assert (use(1), use(1), use(8)) == ([], [], [100])
 
 
 def test_without_a_webhook_nothing_is_lost(settings, told):

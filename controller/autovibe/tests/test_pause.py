@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from autovibe import (
     agents,
+    alerts,
     allocations,
     budgets,
     checkpoints,
@@ -310,6 +311,38 @@ def test_a_result_out_of_budget_pauses_instead_of_ending(session, settings, work
     assert working.result == {}
     assert agents.record_result(session, settings, working, result("succeeded"))
     assert kinds(session, working) == ["terminate"]
+
+
+def used_up(session, project):
+    return [
+        (one["resource"], one["period"], one["reason"])
+        for one in alerts.views(session, project.uuid)
+        if one["kind"] == "exhausted"
+    ]
+
+
+def test_a_machine_that_is_stopped_for_its_budget_is_told_of_once_and_again_after_a_top_up(
+    session, settings, working, project
+):
+    """What is left is too little for a call, and not nothing: no level says so."""
+    said = [("money", "total", f"machine {working.name} is stopped: what is left does not pay for its next call")]
+    agents.record_result(session, settings, working, result("out_of_budget"))
+    agents.record_result(session, settings, working, result("out_of_budget"))
+    assert used_up(session, project) == said
+    allocations.top_up(session, project.uuid, Decimal(1))
+    agents.record_result(session, settings, working, result("out_of_budget"))
+    assert used_up(session, project) == said * 2
+
+
+def test_a_budget_that_is_used_up_to_the_end_is_told_of_as_its_machines_are_stopped(
+    session, settings, working, project
+):
+    allocations.set_budget(session, project.uuid, Decimal(3), period="daily")
+    session.get_one(VmMeter, working.vm_id).held_to = datetime.now(UTC) + timedelta(seconds=20)
+    spend_all(session, project)
+    run(session, settings)
+    assert kinds(session, working) == ["pause"]
+    assert [one[:2] for one in used_up(session, project)] == [("money", "daily")]
 
 
 def test_a_result_out_of_budget_ends_a_machine_of_the_old_way(session, settings, working, project):
