@@ -34,7 +34,7 @@ def real(tmp_path: Path) -> Iterator[Client]:
     lab.close()
 
 
-def answered(machine: object, within: float = 90) -> None:
+def answered(machine: object, within: float = 300) -> None:
     """The guest agent answers."""
     deadline = time.monotonic() + within
     while True:
@@ -96,7 +96,7 @@ def test_a_real_guest_keeps_its_disk_through_snapshot_template_and_clone(real):
     real.ok(machine.status.reset.post())
     answered(machine)
     real.ok(machine.resize.put(disk="scsi0", size="+1G"))
-    real.ok(machine.status.shutdown.post(timeout=60, forceStop=1))
+    real.ok(machine.status.shutdown.post(timeout=120, forceStop=1))
     real.ok(machine.template.post())
     second = real.clone(101, 102, full=0)
     real.ok(second.status.start.post())

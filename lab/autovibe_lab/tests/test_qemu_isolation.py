@@ -44,7 +44,7 @@ answers = {}
 def send(name, kind, host, port):
     try:
         with socket.socket(type=socket.SOCK_STREAM if kind == 'tcp' else socket.SOCK_DGRAM) as s:
-            s.settimeout(6)
+            s.settimeout(20)
             s.connect((host, port))
             s.sendall(name.encode())
             answers[name] = s.recv(100).decode()
@@ -137,9 +137,9 @@ def _host_resolvers() -> list[str]:
 async def _execute(guest: object, *argv: str, wait: bool = True) -> str:
     """Run a command in the guest; its output."""
     request = {"path": argv[0], "arg": list(argv[1:]), "capture-output": wait}
-    pid = (await guest.agent("guest-exec", request, 20))["pid"]
+    pid = (await guest.agent("guest-exec", request, 60))["pid"]
     while wait:
-        status = await guest.agent("guest-exec-status", {"pid": pid}, 20)
+        status = await guest.agent("guest-exec-status", {"pid": pid}, 60)
         if status["exited"]:
             return base64.b64decode(status.get("out-data", "")).decode()
         await asyncio.sleep(0.1)
@@ -148,7 +148,7 @@ async def _execute(guest: object, *argv: str, wait: bool = True) -> str:
 
 async def _answers(port: int) -> None:
     """Until the neighbour's listener answers the host: from then on silence means that nothing came."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"host")
@@ -194,7 +194,7 @@ async def _scenario(state: Path) -> dict[str, list[str]]:
         guest = QemuGuest(number, lab, Network(HUB_PORT), restrict=restrict)
         guests.append(guest)
         await guest.start(config)
-        await guest.agent("guest-ping", timeout=120)
+        await guest.agent("guest-ping", timeout=300)
         return guest
 
     guests: list[QemuGuest] = []
