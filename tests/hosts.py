@@ -166,7 +166,7 @@ class Host:
                 os.kill(self.pid, 9)
             self._nspawn.terminate()
         try:
-            self._nspawn.wait(10)
+            self._nspawn.wait(60)
         except subprocess.TimeoutExpired:
             self._nspawn.kill()
             self._nspawn.wait()
@@ -181,7 +181,7 @@ class Host:
         self.stop()
         self.start()
 
-    def _until(self, problem: str, condition: Any, seconds: float = 90) -> Any:
+    def _until(self, problem: str, condition: Any, seconds: float = 240) -> Any:
         end, pause = time.monotonic() + seconds, 0.02
         while not (result := condition()):
             ended = self._nspawn is None or self._nspawn.poll() is not None
@@ -201,7 +201,7 @@ class Host:
         return ["nsenter", f"--target={self.pid}", *namespaces, "env", "-i", path, "HOME=/root", *argv]
 
     def run(
-        self, shell: str, check: bool = True, stdin: str = "", timeout: float = 120
+        self, shell: str, check: bool = True, stdin: str = "", timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """A shell script in the host, as root."""
         done = subprocess.run(
@@ -347,19 +347,26 @@ def _folder() -> Iterator[Path]:
     """A folder for one host. Those whose process was killed are removed here."""
     runs = _cache() / "hosts-run"
     runs.mkdir(exist_ok=True)
-    for lock in runs.glob("*.lock"):
-        with suppress(OSError), _locked(lock, wait=False) as free:
-            if free:
-                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                lock.unlink(missing_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="h", dir=runs))
-    lock = folder.with_suffix(".lock")
-    with _locked(lock):
+    with ExitStack() as stack:
+        # Or another process took one for left that is not locked yet.
+        with _locked(_cache() / "hosts-run.lock"):
+            _remove_left(runs)
+            folder = Path(tempfile.mkdtemp(prefix="h", dir=runs))
+            lock = folder.with_suffix(".lock")
+            stack.enter_context(_locked(lock))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _remove_left(runs: Path) -> None:
+    for lock in runs.glob("*.lock"):
+        with suppress(OSError), _locked(lock, wait=False) as free:
+            if free:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
 
 def _hold(inventory: Path, packages: list[str]) -> None:

@@ -101,7 +101,7 @@ def connections(h: Host, *target: str) -> subprocess.Popen[str]:
 
 
 def end(busy: subprocess.Popen[str]) -> dict[str, float]:
-    out, _ = busy.communicate("end\n", timeout=30)
+    out, _ = busy.communicate("end\n", timeout=120)
     result = json.loads(out)
     print(result)
     assert result["good"] == 200
@@ -118,7 +118,7 @@ def test_a_profile_opens_what_it_says(h: Host, profile: str) -> None:
         busy = connections(h, "world", API, "443")
         check_names(h)
         end(busy)
-    assert attempts(h, WAIT) == expected(profile)
+    assert attempts(h, WAIT, profile) == expected(profile)
 
 
 def check_names(h: Host) -> None:
