@@ -53,12 +53,12 @@ def prepared() -> dict[str, str]:
     return {**os.environ, "HOME": str(CACHE), "PATH": path, "LC_ALL": "C.UTF-8"}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_sanity(tmp_path):
     place = copied(tmp_path)
     done = subprocess.run(
         [str(BINARIES / "ansible-test"), "sanity", "--python", f"3.{sys.version_info.minor}", "--color", "no"],
-        cwd=place, env=prepared(), capture_output=True, text=True, timeout=850,
+        cwd=place, env=prepared(), capture_output=True, text=True, timeout=1750,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 

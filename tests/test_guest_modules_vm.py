@@ -6,7 +6,7 @@ import pytest
 from labs import Lab
 from steps import Task
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 #: Three chunks and a bit, with every byte that there is.
 BINARY = bytes(range(256)) * 560
@@ -50,8 +50,8 @@ TASKS = [
     ("gone", "guest_file", {"path": "/srv/empty", "state": "absent"}, {}),
     ("gone_again", "guest_file", {"path": "/srv/empty", "state": "absent"}, {}),
     ("daemon", "guest_exec", {"shell": f'(sleep 1; exec python3 -c "{DAEMON}") > /dev/null 2>&1 &'}, {}),
-    ("listens", "guest_wait", {"port": 8123, "path": "/srv", "argv": ["true"], "wait_timeout": 30}, {}),
-    ("address", "guest_wait", {"address": "ipv4", "wait_timeout": 30}, {}),
+    ("listens", "guest_wait", {"port": 8123, "path": "/srv", "argv": ["true"], "wait_timeout": 120}, {}),
+    ("address", "guest_wait", {"address": "ipv4", "wait_timeout": 120}, {}),
     ("late", "guest_wait", {"path": "/no/such", "wait_timeout": 1}, {"ignore_errors": True}),
 ]
 
@@ -67,7 +67,7 @@ def named(tmp_path_factory):
                                      "storage": "local"})  # fmt: skip
         machine = Task("machine", {"vm_id": 300, "name": "real-1", "source": {"name": "real"}, "state": "started",
                                    "memory": 768, "ip": "192.168.100.30/24"})  # fmt: skip
-        ready = Task("guest_wait", {"vm_id": 300, "wait_timeout": 240})
+        ready = Task("guest_wait", {"vm_id": 300, "wait_timeout": 400})
         tasks = [template.play("template"), machine.play("machine"), ready.play("ready")]
         tasks += [Task(module, {"vm_id": 300, **given}).play(name, **more) for name, module, given, more in TASKS]
         tasks += [Task("machine", {"vm_id": 300, "state": "absent", "force": True}).play("absent")]

@@ -89,7 +89,7 @@ def kill_when(h: Host, condition: Callable[[], bool], *options: str, **extra: An
     run = subprocess.Popen(argv, env=h.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
                            cwd=REPOSITORY, start_new_session=True)  # fmt: skip
     try:
-        wait_for(lambda: run.poll() is not None or condition(), 120)
+        wait_for(lambda: run.poll() is not None or condition(), 240)
         assert run.poll() is None
     finally:
         victims = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
@@ -167,7 +167,7 @@ def test_settings_that_would_lock_out_are_taken_back(pve, made):
     wrong = {"proxmox_host_ssh_settings": {"AllowUsers": "nobody"}, "proxmox_host_ssh_rollback_seconds": 6}
     play = converge(pve, *SSH, check=False, **wrong)
     assert play.recap.get("unreachable") == 1, play.output[-3000:]
-    wait_for(lambda: pve.read(DROP_IN) == before and armed(pve) == "", 60)
+    wait_for(lambda: pve.read(DROP_IN) == before and armed(pve) == "", 120)
 
 
 def test_settings_that_nobody_has_confirmed_do_not_outlive_a_restart(pve, made):

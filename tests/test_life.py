@@ -61,7 +61,7 @@ def bill(site: Site) -> list[dict[str, Any]]:
     """The provider's own bill."""
     request = urllib.request.Request(f"{site.environment['AUTOVIBE_UPSTREAM_URL']}/bill")
     request.add_header("x-api-key", PROVIDER_KEY)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)["lines"]
 
 
@@ -235,11 +235,16 @@ def size(path: Path) -> int:
         return 0
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Also while the hub removes folders."""
+    return [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+
+
 def texts(site: Site) -> list[Path]:
     """Every file of the state folder but disks and those whose purpose is to hold one secret (mode 0600)."""
     keepers = {"token-secret", "model-key", "password", "pgpass", "root-password", "auth-key", "lab-token"}
     found = []
-    for path in [*site.state.rglob("*"), *(ROOT / "inventory").rglob("*")]:
+    for path in [*files_below(site.state), *files_below(ROOT / "inventory")]:
         if not path.is_file() or path.is_symlink() or path.suffix == ".qcow2" or size(path) > 2**26:
             continue
         if path.name in keepers:

@@ -37,7 +37,7 @@ def booted(vmid, name):
 
 
 def ready(vmid):
-    return Task("guest_wait", {"vm_id": vmid, "wait_timeout": 100}).play(f"ready_{vmid}")
+    return Task("guest_wait", {"vm_id": vmid, "wait_timeout": 300}).play(f"ready_{vmid}")
 
 
 def off(vmid):

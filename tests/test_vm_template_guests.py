@@ -23,7 +23,7 @@ from host_mirror import _Handler
 from labs import ROOT, Lab, running_lab
 from steps import Task
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
 
 #: The only address that the lab's guests reach; on it the test puts a proxy for apt.
 PROXY = "http://192.168.100.2:8000"

@@ -283,7 +283,7 @@ def end_calls(session, machine):
 
 
 def wait_until(condition):
-    end = datetime.now(UTC) + timedelta(seconds=20)
+    end = datetime.now(UTC) + timedelta(seconds=60)
     while not condition():
         assert datetime.now(UTC) < end
         threading.Event().wait(0.02)
@@ -303,14 +303,14 @@ def test_a_call_waits_until_the_checkpoint_has_ended_however(settings, session, 
     records.end(session, settings, claimed.uuid, result=result, error=error, error_class="X" if error else None)
     assert call.is_alive()
     session.commit()
-    call.join(10)
+    call.join(30)
     assert not call.is_alive()
 
 
 def test_a_call_beside_another_one_does_not_wait(session, calling):
     _, _, call = calling
     call.start()
-    call.join(10)
+    call.join(30)
     assert not call.is_alive()
 
 
@@ -320,7 +320,7 @@ def test_a_call_does_not_wait_for_a_worker_that_is_away(settings, session, calli
     operation.created_at = ago(41)
     session.commit()
     call.start()
-    call.join(10)
+    call.join(30)
     assert not call.is_alive()
 
 

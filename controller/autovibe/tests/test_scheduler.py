@@ -12,7 +12,7 @@ from autovibe.scheduler import Job, Scheduler
 from autovibe.tests import world
 
 
-def wait_for(condition, what, seconds=30):
+def wait_for(condition, what, seconds=120):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -34,7 +34,7 @@ def running():
     yield start
     for scheduler, thread in started:
         scheduler.stop()
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
 

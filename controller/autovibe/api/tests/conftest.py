@@ -21,6 +21,7 @@ from autovibe import allocations, ca, db, identity, postgres, tokens
 from autovibe.api.tests.local_guest import LocalGuest
 from autovibe.models import Machine, Project, Usage
 from autovibe.settings import Settings, load_settings
+from autovibe.tests.ports import free_port
 from autovibe_lab import image
 from sqlalchemy import select, text
 
@@ -53,7 +54,7 @@ class TestHub:
     def call(self, method, path, body=None, token=None, headers=None) -> Answer:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(ca.ensure_for(self.settings).ca)
-        connection = http.client.HTTPSConnection("127.0.0.1", self.settings.hub_port, context=context, timeout=20)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.settings.hub_port, context=context, timeout=60)
         headers = {**(headers or {}), **({"Authorization": f"Bearer {token}"} if token else {})}
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         try:
@@ -136,7 +137,7 @@ class TestHub:
     def bill(self) -> int:
         """How many calls the demo model has billed."""
         request = urllib.request.Request(f"{self.model_url}/bill", headers={"x-api-key": "sk-demo"})
-        with urllib.request.urlopen(request) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["calls"]
 
     def paid_once(self, machine: Machine) -> int:
@@ -171,12 +172,6 @@ class Guest(LocalGuest):
         return content
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start_api(settings: Settings, log: Path, more: dict[str, str]) -> subprocess.Popen:
     """The API's process; returns once it answers. Nothing goes to a real provider: port 9 discards."""
     environment = {
@@ -195,7 +190,7 @@ def start_api(settings: Settings, log: Path, more: dict[str, str]) -> subprocess
             stdout=file,
             stderr=file,
         )
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", settings.hub_port), 1):
             return process
@@ -207,13 +202,13 @@ def start_api(settings: Settings, log: Path, more: dict[str, str]) -> subprocess
 def stop_api(process: subprocess.Popen) -> int:
     process.terminate()
     try:
-        return process.wait(20)
+        return process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=90):
     """Waits for a condition; fails when it does not come."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -56,7 +56,7 @@ class LocalGuest:
     def stop(self):
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(90)
 
     def reboot(self):
         """What stands in memory is gone, what is on the disk stays."""

@@ -112,7 +112,7 @@ def test_a_cli_that_hangs_is_ended_at_its_limit_with_all_it_started(hub, guest, 
     script = "trap '' TERM; (trap '' TERM; sleep 600) & echo $! > child; wait; sleep 600"
     machine = hub.machine(command=["/bin/sh", "-c", script], limits={"wall_seconds": 1})
     guest.start().push(machine)
-    result = until(lambda: result_of(hub, machine), 40)
+    result = until(lambda: result_of(hub, machine))
     assert (result["outcome"], result["summary"]) == ("failed", "stopped at its limit of 1 seconds")
     child = int((guest.workspace / "child").read_text())
     until(lambda: has_ended(child))
@@ -158,7 +158,7 @@ def test_a_restored_machine_takes_its_new_identity_and_goes_on(hub, guest, until
     until(lambda: (guest.workspace / "count").exists())
     hub.change(machine, generation=2, enrolled_nonce=None, status="spawning")
     guest.push(machine)
-    assert until(lambda: result_of(hub, machine), 40)["outcome"] == "succeeded"
+    assert until(lambda: result_of(hub, machine))["outcome"] == "succeeded"
     assert (guest.workspace / "count").read_text() == "x\nx\n"
     assert hub.get(machine).enrolled_generation == 2
 
@@ -259,7 +259,7 @@ def test_a_result_that_the_hub_has_not_heard_is_told_after_a_reboot(hub, guest, 
     hub.down()
     (guest.workspace / "go").touch()
     state = guest.root / "var/lib/autovibe/state.json"
-    until(lambda: json.loads(state.read_text())["phase"] == "ended", 60)
+    until(lambda: json.loads(state.read_text())["phase"] == "ended")
     guest.reboot()
     hub.up()
     hub.change(machine, generation=2, enrolled_nonce=None, status="spawning")
@@ -306,24 +306,25 @@ def test_a_cli_that_makes_no_progress_is_ended_and_gone_on_with(hub, guest, unti
     script = "echo x >> count; test $(wc -l < count) = 1 || exit 0; while :; do :; done"
     machine = hub.machine(command=["/bin/sh", "-c", script], limits={"idle_seconds": 2})
     guest.start().push(machine)
-    assert until(lambda: result_of(hub, machine), 60)["outcome"] == "succeeded"
+    assert until(lambda: result_of(hub, machine))["outcome"] == "succeeded"
     assert [text for text in texts_of(hub, machine) if "no output, model call or changed file for 2 seconds" in text]
     assert (guest.workspace / "count").read_text() == "x\nx\n"
 
 
 @pytest.mark.parametrize("sign", ["echo .", "touch file"])
 def test_output_and_changed_files_are_progress(hub, guest, until, sign):
-    script = f"echo x >> count; for i in $(seq 12); do {sign}; sleep 0.3; done"
-    machine = hub.machine(command=["/bin/sh", "-c", script], limits={"idle_seconds": 1.5})
+    # Longer than it may be idle altogether; between two signs there is room for a busy machine to stand still.
+    script = f"echo x >> count; for i in $(seq 20); do {sign}; sleep 0.3; done"
+    machine = hub.machine(command=["/bin/sh", "-c", script], limits={"idle_seconds": 5})
     guest.start().push(machine)
-    assert until(lambda: result_of(hub, machine), 60)["outcome"] == "succeeded"
+    assert until(lambda: result_of(hub, machine))["outcome"] == "succeeded"
     assert (guest.workspace / "count").read_text() == "x\n"
 
 
 def test_a_flood_of_output_ends_the_work(hub, guest, until):
     machine = hub.machine(command=["/bin/sh", "-c", "yes"], limits={"output_bytes": 100_000})
     guest.start().push(machine)
-    result = until(lambda: result_of(hub, machine), 60)
+    result = until(lambda: result_of(hub, machine))
     assert (result["outcome"], result["summary"]) == ("failed", "stopped at its limit of 100000 bytes of output")
 
 
@@ -367,7 +368,7 @@ def test_a_hub_that_is_away_is_waited_for_and_told_all(hub, guest, until):
     (guest.workspace / "go").touch()
     said = int(until(lambda: (guest.workspace / "said").exists() and (guest.workspace / "said").read_text()))
     hub.up()
-    assert until(lambda: result_of(hub, machine), 60)["outcome"] == "succeeded"
+    assert until(lambda: result_of(hub, machine))["outcome"] == "succeeded"
     told = [text for text in texts_of(hub, machine) if text.startswith("line")]
     assert told == [f"line {number}" for number in range(1, said + 1)]
 
