@@ -18,6 +18,7 @@ NEEDS_A_HOST = pytest.mark.skipif(bool(hosts.why_not()), reason=hosts.why_not())
 @pytest.mark.parametrize(
     "role",
     [
+        "machine",
         "vm_template",
         pytest.param("machine_network", marks=NEEDS_A_HOST),
         pytest.param("proxmox_host", marks=NEEDS_A_HOST),
