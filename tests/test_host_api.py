@@ -130,11 +130,13 @@ class Site:
         }  # fmt: skip
         self.key_file = folder / "pbs-key.json"
 
-    def play(self, *books: str, options: tuple[str, ...] = (), check: bool = True, **extra: Any) -> Play:
+    def play(
+        self, *books: str, options: tuple[str, ...] = (), check: bool = True, callback: str = "default", **extra: Any
+    ) -> Play:
         paths = [f"playbooks/{book}.yml" for book in books or ("host",)]
         tool = str(Path(sys.executable).with_name("ansible-playbook"))
         argv = [tool, *paths, "-e", json.dumps(self.variables | extra), *options]
-        quiet = {"ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_NOCOLOR": "1"}
+        quiet = {"ANSIBLE_LOCALHOST_WARNING": "false", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_STDOUT_CALLBACK": callback}
         done = subprocess.run(
             argv,
             cwd=ROOT,
@@ -217,6 +219,27 @@ def test_the_secrets_are_in_their_files_and_nowhere_else(site, made):
     for play in made.values():
         for value in planted:
             assert value not in play.output
+
+
+def test_secrets_are_in_no_result_either(site, made):
+    """As AWX keeps them: a callback that shows everything that a task returns."""
+    password = {"server": "cifs.example.net", "share": "vms", "username": "pve", "password": "planted-cifs-password"}
+    again = {**site.variables["proxmox_host_pbs"], "name": "pbs2", "verify_schedule": ""}
+    wanted = {
+        "proxmox_host_storages": [{"name": "cifs", "type": "cifs", "content": ["images"], "options": password}],
+        "proxmox_host_pbs": {**again, "encryption_key_file": f"{site.key_file}2"},
+        "proxmox_host_backup_schedule": "",
+    }
+    told = site.play(options=("--check", "-vvv"), callback="ansible.posix.json", **wanted)
+    real = site.play(options=("-vvv",), callback="ansible.posix.json", **wanted)
+    assert "storage cifs: added" in real.output
+    assert "storage pbs2: added" in real.output
+    key = json.loads(Path(f"{site.key_file}2").read_text())["data"]
+    for value in ("planted-cifs-password", "planted-pbs-password", key, site.secret_file.read_text()):
+        assert value not in told.output + real.output
+    assert site.play(**wanted).changed == 0
+    for name in ("cifs", "pbs2"):
+        site.lab.lab.node.storages.config.remove(name)
 
 
 def test_the_token_has_grants_on_pool_storages_and_bridge_only(site, made):
@@ -327,11 +350,16 @@ def test_the_secret_can_be_kept_encrypted(site, made, tmp_path):
 
 
 def test_the_undo_leaves_nothing_but_what_has_content(site, made):
+    config = site.access.config
+    # Another installation's
+    config.users["other@pve"] = type(config.users["root@pam"])(comment="")
+    config.set_acl("/storage/local", "other@pve", "AutovibeStorage", True)
+    config.save()
     told = site.play(options=("--check",), proxmox_host_state="absent")
     assert site.play(proxmox_host_state="absent").changed == told.changed > 0
     assert site.play(proxmox_host_state="absent").changed == 0
-    assert set(site.access.config.users) == {"root@pam"}
-    assert not [role for role in site.access.config.roles if role.startswith("Autovibe")]
+    assert set(config.users) == {"root@pam", "other@pve"}
+    assert [role for role in config.roles if role.startswith("Autovibe")] == ["AutovibeStorage"]
     assert not site.secret_file.exists()
     assert POOL in site.lab.lab.node.pools.all, "it has members"
     assert "machines" in site.lab.lab.node.storages.config.all

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from hosts import REPOSITORY, Host, Play, host
 
 PACKAGES = ["chrony", "unattended-upgrades"]
@@ -159,6 +160,19 @@ def test_a_handler_that_never_ran_runs_next_time(pve, made):
 def test_a_parameter_that_nobody_asks_for_is_forgotten(pve, made):
     converge(pve, "--tags", "proxmox_host_sysctl", proxmox_host_sysctl={"net.ipv4.conf.all.send_redirects": "0"})
     assert "log_martians" not in pve.read("/etc/sysctl.d/80-autovibe.conf")
+
+
+#: Of Proxmox VE's own files in /usr/lib/sysctl.d: containers run out of inotify instances with less, VMs of traffic.
+OF_PROXMOX_VE = (
+    "fs.inotify.", "kernel.keys.", "kernel.unprivileged_userns_clone", "net.bridge.", "net.ipv4.conf.all.rp_filter",
+    "net.ipv4.igmp_link_local_mcast_reports", "net.ipv4.neigh.", "net.ipv6.neigh.", "vm.max_map_count",
+)  # fmt: skip
+
+
+def test_no_parameter_is_taken_from_proxmox_ve() -> None:
+    """80-autovibe.conf is read after Proxmox VE's files."""
+    defaults = yaml.safe_load((REPOSITORY / "roles/proxmox_host/defaults/main.yml").read_text())
+    assert [name for name in defaults["proxmox_host_sysctl"] if name.startswith(OF_PROXMOX_VE)] == []
 
 
 def test_settings_that_would_lock_out_are_taken_back(pve, made):
