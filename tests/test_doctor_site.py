@@ -52,6 +52,20 @@ def test_what_is_wrong_is_named_with_what_to_do(lab, tmp_path):
     assert "playbooks/host.yml" in found["pool"]["hint"]
 
 
+def test_what_the_token_may_do_beside_is_named(lab, tmp_path):
+    config = lab.lab.node.access.config
+    for who in ("autovibe@pve", "autovibe@pve!autovibe"):
+        for path, role in (("/vms/900", "PVEVMAdmin"), ("/pool/other", "PVEPoolAdmin"), ("/storage/local", "PVEAdmin")):
+            config.set_acl(path, who, role, True)
+    config.save()
+    found = findings(tmp_path)["privileges"]
+    assert found["state"] == "missing"
+    for path in ("/vms/900 (", "/pool/other (", "/storage/local ("):
+        assert path in found["message"]
+    assert "VM.Config.Disk" in found["message"]
+    assert "/pool/autovibe" not in found["message"]
+
+
 def test_a_site_that_does_not_answer_is_one_finding(lab, tmp_path):
     (tmp_path / "lab" / "port").write_text("1")
     found = findings(tmp_path)
