@@ -204,13 +204,18 @@ class Client:
             if cursor is None:
                 return
 
-    def follow(self, path: str, after: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(event, data) of a stream until its `end`; after a broken connection it goes on where it was."""
-        gone_since = None
+    def follow(
+        self, path: str, after: int = 0, on_away: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(event, data) of a stream until its `end`; after a broken connection it goes on where it was.
+
+        `on_away` is called when the hub does not answer then; it is asked for RECONNECT_SECONDS more.
+        """
+        gone_since, failures = None, 0
         while True:
             try:
                 for kind, number, data in self._stream(path, after):
-                    gone_since = None
+                    gone_since, failures = None, 0
                     after = max(after, number or 0)
                     yield kind, data
                     if kind == "end":
@@ -222,6 +227,10 @@ class Client:
                     raise HubUnreachable(f"The hub ({self.where}) does not answer: {_reason(error)}") from None
                 if is_late or not is_away(error):
                     raise
+                # The first one may be a connection that broke; the second, that there is no other.
+                failures += 1
+                if failures == 2:
+                    on_away()
             time.sleep(0.5)
 
     def _stream(self, path: str, after: int) -> Iterator[tuple[str, int | None, dict[str, Any]]]:

@@ -57,8 +57,12 @@ def _asked(hub: Client, operation_uuid: UUID) -> dict[str, Any]:
                 raise
         if gone_since is None:
             gone_since = time.monotonic()
-            click.echo(f"autovibe: the hub does not answer; it is asked for {RECONNECT_SECONDS} s more.", err=True)
+            _say_away()
         time.sleep(_POLL_MOST)
+
+
+def _say_away() -> None:
+    click.echo(f"autovibe: the hub does not answer; it is asked for {RECONNECT_SECONDS} s more.", err=True)
 
 
 def machine(
@@ -75,7 +79,7 @@ def machine(
     """
     began, status = time.monotonic(), None
     path = f"/machines/{machine_uuid}/events"
-    for kind, data in hub.follow(path):
+    for kind, data in hub.follow(path, on_away=_say_away):
         if kind == "log" and show:
             show(hub.read_as(schemas.LogLine, data, f"GET {path}"))
         elif kind == "status" and (now := hub.read_as(schemas.Machine, data, f"GET {path}")["status"]) != status:

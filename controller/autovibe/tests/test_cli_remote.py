@@ -200,14 +200,19 @@ def test_a_machine_breaks_no_stream_by_what_it_says(distant, logged_in):
     assert said in told
 
 
-def test_who_waits_for_an_operation_waits_for_a_hub_that_is_started_again(distant, logged_in, capfd):
+@pytest.mark.parametrize("what", ["operation", "machine"])
+def test_who_waits_waits_for_a_hub_that_is_started_again(distant, logged_in, capfd, what):
     with distant.client("admin") as admin:
         asked = admin.post("/hub/verify").json()["operation"]["uuid"]
+    machine = distant.machine("ours", f"followed-{what}")
     done, said = [], ""
 
     def wait():
         with client.connect(load_settings()) as here:
-            done.append(watch.operation(here, asked, "The look"))
+            if what == "operation":
+                done.append(watch.operation(here, asked, "The look")["status"])
+            else:
+                done.append(watch.machine(here, machine.uuid)["status"])
 
     waiting = threading.Thread(target=wait)
     waiting.start()
@@ -220,8 +225,10 @@ def test_who_waits_for_an_operation_waits_for_a_hub_that_is_started_again(distan
     distant.up()
     with db.session_scope(distant.settings) as session:
         world.do(session, distant.settings, kind="verify", vms=[{"vm_id": 1, "template": False}])
-    waiting.join(30)
-    assert [one["status"] for one in done] == ["succeeded"]
+        session.get_one(Machine, machine.uuid).status = "terminated"
+    waiting.join(60)
+    assert done == ["succeeded" if what == "operation" else "terminated"]
+    assert "does not answer" in said
 
 
 @pytest.mark.parametrize("url", ["ftp://hub", "https://", "http://hub.example", "https://hub:port", "https://hub/path"])
