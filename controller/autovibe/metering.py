@@ -23,14 +23,14 @@ from sqlalchemy.orm import Session
 from autovibe import budgets, ledger, periods, vm_costs
 from autovibe.ledger import UsageLine
 from autovibe.models import Machine, Project, Reservation, VmMeter
-from autovibe.readings import Reading, Seen
+from autovibe.readings import LAG, Reading, Seen
 from autovibe.settings import Settings
 
 log = logging.getLogger(__name__)
 
 PURPOSE = "runtime"
-#: How far what Proxmox lists may lag behind (pvestatd writes it every ten seconds).
-LAG = timedelta(seconds=20)
+#: A clock that went back by less is waited for; by more: it had leapt, and nothing would be booked until then.
+CLOCK_PATIENCE = timedelta(hours=2)
 #: A reservation outlives what it is for by so long: the meter may be late.
 GRACE = timedelta(hours=1)
 
@@ -173,7 +173,9 @@ def due(session: Session, settings: Settings, at: datetime | None = None) -> lis
     age = sa.literal(now) - VmMeter.metered_to
     is_due = age >= sa.case((moves, often), else_=seldom)
     is_half = age >= sa.case((moves, often / 2), else_=seldom / 2)
-    query = sa.select(VmMeter.vm_id, is_due).where(VmMeter.state != "ended", is_half).order_by(VmMeter.vm_id)
+    went_back = age < -CLOCK_PATIENCE
+    wanted = (VmMeter.state != "ended", sa.or_(is_half, went_back))
+    query = sa.select(VmMeter.vm_id, sa.or_(is_due, went_back)).where(*wanted).order_by(VmMeter.vm_id)
     found = session.execute(query).all()
     return [vm_id for vm_id, _ in found] if any(due_now for _, due_now in found) else []
 
@@ -182,16 +184,21 @@ def take(session: Session, settings: Settings, vm_id: int, reading: Reading) -> 
     """Book what a VM has used until it was read, and reserve its next minutes; returns whether it was moved.
 
     A VM that the reading does not have, or not as this machine's, is left alone, and so is one in a state that Proxmox
-    does not know yet. A clock that went back is waited for.
+    does not know yet. A clock that went back is waited for, but not for long.
     """
     meter, seen = of_vm(session, vm_id), reading.vms.get(vm_id)
-    if meter is None or meter.state == "ended" or reading.at <= meter.metered_to:
+    if meter is None or meter.state == "ended":
+        return False
+    went_back = meter.metered_to - reading.at > CLOCK_PATIENCE
+    if not went_back and reading.at <= meter.metered_to:
         return False
     if seen is None or seen.status not in ("running", "stopped"):
         return False
     if seen.machine not in (None, meter.machine_uuid):
         log.error("VM %d is tagged as machine %s, not %s; it is not booked", vm_id, seen.machine, meter.machine_uuid)
         return False
+    if went_back:
+        meter.metered_to, meter.changed_at = reading.at, reading.at - max(seen.uptime, LAG)
     runs = seen.status == "running" and meter.state != "stored"
     if runs != (meter.state == "running") and reading.at - meter.changed_at < LAG:
         return False  # the list is older than what a run has just done
@@ -201,7 +208,10 @@ def take(session: Session, settings: Settings, vm_id: int, reading: Reading) -> 
     until = reading.at + timedelta(seconds=ahead)
     _lock(session, meter, until)
     gap = reading.at - meter.metered_to
-    ran = (gap if seen.uptime + LAG >= gap else seen.uptime) if runs else timedelta(0)
+    booked = meter.metered_to - meter.changed_at if meter.state == "running" else timedelta(0)
+    ran = seen.ran(gap, booked) if runs else timedelta(0)
+    if runs and ran < gap:
+        meter.changed_at = reading.at - seen.uptime  # it was started anew, or the clock has leapt
     if meter.state == "waiting":
         # It was not there before; its disk counts from its start on.
         meter.metered_to = reading.at - ran

@@ -8,6 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+#: How far what Proxmox lists may lag behind (pvestatd writes it every ten seconds).
+LAG = timedelta(seconds=20)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -21,6 +24,14 @@ class Seen:
     memory_mib: int
     disk_mib: int
     net_bytes: int
+
+    def ran(self, gap: timedelta, booked: timedelta) -> timedelta:
+        """How much of a gap until now it has run, by its uptime, less what of that is `booked` already.
+
+        A clock that leaps makes a gap in which it has not run; one that was started anew has run for its uptime.
+        """
+        since = self.uptime - booked if self.uptime + LAG >= booked else self.uptime
+        return gap if since + LAG >= gap else max(timedelta(0), since)
 
 
 @dataclass(frozen=True)

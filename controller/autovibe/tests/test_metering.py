@@ -182,6 +182,27 @@ def test_a_clock_that_leaps_a_year_books_no_more_than_the_uptime(session, settin
     assert used(session, "time") == Decimal("0.033333333")
 
 
+def test_a_clock_that_leaps_books_nothing_twice_and_is_not_waited_for_when_it_is_right_again(session, settings, meter):
+    begun, leap = meter.changed_at, 7 * DAY
+
+    def hours(minutes, leapt=timedelta(0)):
+        at, uptime = begun + minutes * MINUTE, minutes * MINUTE
+        assert meter.vm_id in metering.due(session, settings, at + leapt)
+        assert read(session, settings, meter, at + leapt, uptime=uptime)
+        return used(session, "time")
+
+    five_days = 5 * 24 * 60
+    assert hours(five_days) == 120
+    assert hours(five_days + 60, leap) == 121
+    assert hours(five_days + 120, leap) == 122
+    # Of the hour in which it is set right again nobody knows how long it was.
+    assert hours(five_days + 180) == 122
+    assert hours(five_days + 240) == 123
+    assert hours(five_days + 300, -leap) == 123
+    assert hours(five_days + 360, -leap) == 124
+    assert hours(five_days + 420) == 125
+
+
 def test_what_the_list_says_of_a_vm_that_was_just_started_is_too_old(session, settings, meter):
     at = meter.changed_at + timedelta(seconds=5)
     assert not read(session, settings, meter, at, uptime=timedelta(0), status="stopped")
