@@ -187,6 +187,9 @@ class LabInThread:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
+        # It may be in /tmp, where nobody else takes it away; what real guests have in it stays for the next lab.
+        with contextlib.suppress(OSError):
+            self.node.paths.run.rmdir()
 
     def api(self) -> Any:
         """A client with the API token, through proxmoxer."""

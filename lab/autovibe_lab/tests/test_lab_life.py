@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from autovibe_lab.testing import LabInThread
 
 UPID = re.compile(r"UPID:pve1:[0-9A-F]{8}:[0-9A-F]{8}:[0-9A-F]{8}:\w+:\d+:autovibe@pve!autovibe:")
 
@@ -79,3 +82,13 @@ def test_twenty_clones_at_a_time_all_succeed(client):
     client.template()
     upids = [client.node.qemu(100).clone.post(newid=newid, name=f"m{newid}") for newid in range(200, 220)]
     assert {client.wait(upid) for upid in upids} == {"OK"}
+
+
+def test_a_lab_that_ends_leaves_nothing_where_nobody_looks(tmp_path: Path) -> None:
+    """Its sockets are in /tmp when its own folder has a long path."""
+    lab = LabInThread(tmp_path / ("long" * 25) / "lab")
+    run = lab.node.paths.run
+    assert not run.is_relative_to(tmp_path)
+    assert run.is_dir()
+    lab.close()
+    assert not run.exists()
