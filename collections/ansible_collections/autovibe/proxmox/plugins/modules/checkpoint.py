@@ -24,7 +24,7 @@ options:
         rolls back once only; without one, each run rolls back.
       - V(absent) - the snapshot is gone; Proxmox VE makes its children those of its parent, and they are named. With
         O(carrier=template), the template that is this checkpoint is gone; that is refused while linked clones of it
-        exist.
+        exist. (On LVM-thin they stand by themselves, and it is not refused.)
       - V(promoted) - a template exists that is a full clone of the snapshot.
       - V(retained) - only those snapshots are left that O(keep) keeps. Check mode shows which ones.
     type: str

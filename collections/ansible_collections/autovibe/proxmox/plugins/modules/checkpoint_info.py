@@ -29,6 +29,7 @@ options:
     description:
       - Look for templates and linked clones, too. Only a VM's configuration tells what it is a clone of, so that of
         every VM is read, four at a time.
+      - On LVM-thin it does not tell either, as a clone stands by itself there; such clones are missing.
     type: bool
     default: true
   sizes:

@@ -109,7 +109,7 @@ options:
   keep:
     description:
       - How many versions of the template are kept, the present one among them; all if not given.
-      - One that linked clones are based on always stays.
+      - One that linked clones are based on always stays. Not so on LVM-thin, where a clone stands by itself.
     type: int
   from_vm_id:
     description: A stopped VM without snapshots that becomes the template.
