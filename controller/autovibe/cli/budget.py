@@ -154,8 +154,11 @@ def _said(view: dict[str, Any]) -> str:
     text = (
         f"{view['period'].capitalize()} budget of {view['resource']}: {allocated} {view['unit']}{until}, {left} left."
     )
+    each = f"{view['each_period'].normalize():f}"
     if view["allocated"] > view["each_period"] and view["period"] != "total":
-        text += f" The next period begins with {view['each_period'].normalize():f}."
+        text += f" The next period begins with {each}."
+    elif view["allocated"] > view["each_period"] and not view["available"]:
+        text += f" That is used or held already, beyond {each}."
     if count := len(view.get("resumed", ())):
         text += f" {count} paused machine{'s go' if count > 1 else ' goes'} on."
     return text

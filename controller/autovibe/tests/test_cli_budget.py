@@ -48,6 +48,11 @@ def test_budgets_are_set_shown_topped_up_and_removed(command, settings, shop):  
     ]
     assert "daily" in command("budget", "history", "shop")[1]
     assert command("budget", "remove", "shop", "--period", "daily")[0] == 0
+    spend(settings, shop, 60)
+    said = command("budget", "set", "shop", "10")[1]
+    assert said == "Total budget of money: 60 CAD, 0 left. That is used or held already, beyond 10.\n"
+    said = command("budget", "top-up", "shop", "5")[1]
+    assert said == "Total budget of money: 65 CAD, 5 left.\n"
     assert "daily" not in command("budget", "show", "shop")[1]
 
 
