@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 import unicodedata
 from decimal import Decimal
 
@@ -11,8 +13,10 @@ from autovibe.gateway.errors import GatewayError
 from autovibe.gateway.metering import Meter, StreamReader
 from autovibe.gateway.requests import (
     CONTEXT_TOKENS,
+    CUT_BYTES,
     IMAGE_TOKENS,
     MAX_BODY,
+    NORMALIZED_CHARS,
     SEARCH_STEPS,
     check_messages,
     decompress,
@@ -233,9 +237,28 @@ def test_text_is_bounded_in_the_longest_form_that_a_tokenizer_reads(letter, form
 
 @given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("ae=<\u0323\u0301\u0338ﷺ𝅘𝅥\U0001d160각가…"))))
 def test_no_form_of_a_text_is_longer_than_its_bound(text):
+    text *= 1 + NORMALIZED_CHARS // max(1, len(text))  # also over the cuts
     bound = read_bytes(text.encode())
     assert max(len(unicodedata.normalize(form, text).encode()) for form in ("NFC", "NFKC")) <= bound
     assert len(text.encode()) <= bound
+
+
+def test_a_letter_that_is_cut_from_its_marks_is_not_counted_too_short():
+    longest = 0
+    for letter in map(chr, range(sys.maxunicode + 1)):
+        parts = unicodedata.normalize("NFD", letter)
+        if len(parts) > 1 and unicodedata.combining(parts[1]) and unicodedata.normalize("NFC", letter) == letter:
+            longest = max(longest, len(parts.encode()) - len(letter.encode()))
+    assert 0 < longest <= CUT_BYTES
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0f73"])
+def test_a_long_run_of_marks_is_bounded_in_no_more_time_than_other_text(marks):
+    text = "α" * NORMALIZED_CHARS + marks * 50_000
+    began = time.process_time()
+    bound = read_bytes(text.encode())
+    assert time.process_time() - began < 3
+    assert len(text.encode()) <= bound < 4 * len(text.encode())
 
 
 def test_only_what_was_checked_is_forwarded():
