@@ -95,7 +95,7 @@ def _audit(call: Call, action: str, resource: str, each: str, project: Project |
 def list_prices(
     call: Call,
     model: Annotated[str | None, Query(max_length=200, description="Whose names have this in them.")] = None,
-    on: Annotated[date | None, Query(description="On this day instead of today.")] = None,
+    on: Annotated[schemas.Day | None, Query(description="On this day instead of today.")] = None,
     limit: paging.Limit = 100,
     cursor: paging.Cursor = None,
 ):
@@ -130,8 +130,8 @@ def set_rate(call: Call, base: Currency, quote: Currency, body: schemas.RateSet)
 @needs(Level.ADMIN)
 def preview(
     call: Call,
-    first: Annotated[date, Query(description="First day, in UTC.")],
-    last: Annotated[date, Query(description="Last day, in UTC; it is included.")],
+    first: Annotated[schemas.Day, Query(description="First day, in UTC.")],
+    last: Annotated[schemas.Day, Query(description="Last day, in UTC; it is included.")],
     charge_to: Annotated[
         str | None, Query(max_length=255, description="The project that pays what no line explains.")
     ] = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -257,7 +256,7 @@ def withdraw_grant(call: Call, project: str, user: str):
 def list_alerts(
     call: Call,
     project: Annotated[str | None, Query(max_length=255, description="Of this project only.")] = None,
-    since: Annotated[date | None, Query(description="From this day on.")] = None,
+    since: Annotated[schemas.Day | None, Query(description="From this day on.")] = None,
     limit: paging.Limit = 100,
     cursor: paging.Cursor = None,
 ):

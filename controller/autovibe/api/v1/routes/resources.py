@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from autovibe.models import HUB, Budget, Machine, Operation, Project, Usage
 router = APIRouter(prefix=PREFIX, tags=["resources"], route_class=ApiRoute)
 
 DAYS = 30
-Since = Annotated[date | None, Query(description=f"From this day on; default: the last {DAYS} days.")]
+Since = Annotated[schemas.Day | None, Query(description=f"From this day on; default: the last {DAYS} days.")]
 OneProject = Annotated[str | None, Query(max_length=255, description="Of this project only.")]
 #: The groups of `reports.GROUPS`, as far as the API shows them.
 Group = Literal["project", "machine", "model", "day", "type"]
@@ -120,7 +120,7 @@ def usage_sums(
     call: Call,
     by: Group,
     project: OneProject = None,
-    since: Annotated[date | None, Query(description="From this day on; default: all.")] = None,
+    since: Annotated[schemas.Day | None, Query(description="From this day on; default: all.")] = None,
     limit: paging.Limit = 100,
     cursor: paging.Cursor = None,
 ):
@@ -135,7 +135,7 @@ def usage_sums(
 def usage_checkpoints(
     call: Call,
     project: OneProject = None,
-    since: Annotated[date | None, Query(description="From this day on; default: all.")] = None,
+    since: Annotated[schemas.Day | None, Query(description="From this day on; default: all.")] = None,
     limit: paging.Limit = 100,
     cursor: paging.Cursor = None,
 ):

@@ -6,6 +6,7 @@ Amounts of money are exact decimals, written as strings. Times are UTC.
 from autovibe.api.v1.schemas.base import (
     Amount,
     Body,
+    Day,
     Error,
     ErrorBody,
     Number,
@@ -146,6 +147,7 @@ __all__ = [
     "CheckpointStarted",
     "CheckpointSum",
     "DayUsage",
+    "Day",
     "Diff",
     "DiffStat",
     "Each",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import WithJsonSchema
 
 Item = TypeVar("Item")
@@ -39,6 +39,15 @@ def formed(most: int, pattern: str, said: str) -> Any:
 MACHINE_NAME = formed(63, "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "a name has a-z, 0-9 and - between them, at most 63")
 
 
+def _written_day(value: Any) -> Any:
+    # Else a number would be the day of so many seconds after 1970.
+    if not isinstance(value, date) and not (isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value)):
+        raise ValueError("a day is written as 2026-01-31")
+    return value
+
+
+#: A day on its way in.
+Day = Annotated[date, BeforeValidator(_written_day)]
 #: An exact number on its way in: a string, or a JSON number.
 Amount = Annotated[Decimal, Field(ge=0, lt=Decimal("1e15"), max_digits=24, decimal_places=9)]
 #: On its way out: always a string.

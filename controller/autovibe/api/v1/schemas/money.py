@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from autovibe.api.v1.schemas.base import Amount, Body, Number, View, text
+from autovibe.api.v1.schemas.base import Amount, Body, Day, Number, View, text
 
 #: What can be pooled, and for how long.
 Shared = Literal["money", "api_calls"]
@@ -62,7 +62,7 @@ class Price(View):
 
 class RateSet(Body):
     rate: Amount = Field(gt=0, description="One unit of the first currency costs so much of the second.")
-    on: date | None = Field(None, description="From this day on; default: today.")
+    on: Day | None = Field(None, description="From this day on; default: today.")
 
 
 class Rate(View):
@@ -74,8 +74,8 @@ class Rate(View):
 
 
 class ReconcileBook(Body):
-    first: date
-    last: date
+    first: Day
+    last: Day
     charge_to: text(255, 1) | None = Field(None, description="The project that pays what no line explains.")
     fingerprint: text(64, 64) = Field(description="Of what is to be booked, as GET has shown it.")
 
