@@ -198,8 +198,12 @@ _HOLD = (
 )
 _END = "SELECT reservation, froze FROM end_reservations($1)"
 _EXTEND = (
+    # In the order in which everybody takes them.
+    "WITH mine AS MATERIALIZED ("
+    "SELECT uuid FROM reservations WHERE uuid = ANY ($1::UUID[]) ORDER BY uuid FOR NO KEY UPDATE) "
     "UPDATE reservations r SET expires_at = greatest(r.expires_at, $3), metadata = r.metadata || k.known "
-    "FROM unnest($1::UUID[], $2::JSONB[]) AS k (uuid, known) WHERE r.uuid = k.uuid AND r.status = 'held'"
+    "FROM unnest($1::UUID[], $2::JSONB[]) AS k (uuid, known) JOIN mine USING (uuid) "
+    "WHERE r.uuid = k.uuid AND r.status = 'held'"
 )
 _MACHINE = (
     "SELECT m.project_uuid, m.status, m.generation, p.models FROM intelligent_machines m "

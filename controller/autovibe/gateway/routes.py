@@ -167,8 +167,8 @@ class Gateway:
         while True:
             await asyncio.sleep(min(every, TELL_SECONDS))
             told &= self.under_way.keys()
-            known = {uuid: ask() for uuid, ask in self.under_way.items() if uuid not in told}
-            news = {uuid: lines for uuid, lines in known.items() if lines is not None}
+            asked = {uuid: ask for uuid, ask in self.under_way.items() if uuid not in told}
+            news = {uuid: lines for uuid, ask in asked.items() if (lines := _lines_of(uuid, ask)) is not None}
             is_due = time.monotonic() - extended >= every
             calls = dict.fromkeys(self.under_way) | news if is_due else news
             if calls:
@@ -188,6 +188,15 @@ class Gateway:
         await self.client.close()
         await self.books.close()
         self.audit.close()
+
+
+def _lines_of(reservation_uuid: UUID, ask: Callable[[], list[Any] | None]) -> list[Any] | None:
+    """What a call says; one that cannot say it keeps its bound, and no other from being extended."""
+    try:
+        return ask()
+    except Exception:
+        log.exception("reservation %s: what is known of its call cannot be told", reservation_uuid)
+        return None
 
 
 def gateway_of(app: FastAPI) -> Gateway:
