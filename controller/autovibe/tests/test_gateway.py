@@ -254,15 +254,18 @@ def test_a_gateway_that_is_stopped_settles_its_calls_first(site, rich):
 
 
 def test_the_calls_of_a_killed_gateway_are_settled_at_their_bound(site, rich):
-    site.model.fault("slow", seconds=60)
+    # Nothing of its usage is known, however long the gateway lives.
+    site.model.fault("delay", seconds=60)
     with (
-        httpx.Client(timeout=60) as client,
+        ThreadPoolExecutor(1) as threads,
         hub_process(site.settings) as (url, process),
-        client.stream("POST", f"{url}/v1/messages", json=request_body(stream=True), headers=rich.headers) as response,
+        httpx.Client(timeout=60) as client,
     ):
-        next(response.iter_raw())
+        call = threads.submit(client.post, f"{url}/v1/messages", json=request_body(), headers=rich.headers)
+        wait_for(lambda: rich.held() == 1, "call under way")
         process.kill()
         process.wait(60)
+        assert isinstance(call.exception(60), httpx.TransportError)
     held = rich.budget().reserved_amount
     assert (rich.held(), rich.lines()) == (1, [])
     with db.session_scope(site.settings) as session:
