@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 5.0
 TRIES = 20
 _RETRY_FIRST, _RETRY_MOST = timedelta(seconds=15), timedelta(hours=6)
+#: No rows are locked while they are sent: who raises a budget writes to its alerts, and holds the budget meanwhile.
+_ONE_AT_A_TIME = sa.text("SELECT pg_try_advisory_xact_lock(hashtext('autovibe alerts'))")
 
 
 def views(
@@ -73,7 +75,7 @@ def used_up(session: Session, machine: Machine, why: str) -> None:
 
 def send(session: Session, settings: Settings) -> int:
     """Send what is due; returns how many were delivered. Without a webhook nothing is sent, and nothing is lost."""
-    if settings.alert_webhook_url is None:
+    if settings.alert_webhook_url is None or not session.scalar(_ONE_AT_A_TIME):
         return 0
     is_due = (
         BudgetAlert.delivered_at.is_(None),
@@ -81,7 +83,6 @@ def send(session: Session, settings: Settings) -> int:
         BudgetAlert.next_attempt_at <= sa.func.now(),
     )
     due = _query().where(*is_due).order_by(BudgetAlert.next_attempt_at, BudgetAlert.percent.nulls_first()).limit(20)
-    due = due.with_for_update(of=BudgetAlert, skip_locked=True)
     delivered = 0
     with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
         for alert, budget, project in session.execute(due).all():

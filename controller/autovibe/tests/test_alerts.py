@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,6 +19,8 @@ class Hook(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.headers.get("X-Autovibe-Signature"), body))
+        self.server.asked.set()
+        self.server.go.wait(60)
         self.send_response(self.server.answer)
         self.end_headers()
 
@@ -29,9 +32,12 @@ class Hook(BaseHTTPRequestHandler):
 def hook():
     server = HTTPServer(("127.0.0.1", 0), Hook)
     server.got, server.answer = [], 200
+    server.asked, server.go = threading.Event(), threading.Event()
+    server.go.set()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
+    server.go.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -133,6 +139,26 @@ def test_a_budget_that_was_raised_tells_of_its_levels_again_and_of_none_twice(se
     top_up(89)  # to 100
     assert [use(63), use(1), use(5), use(10)] == [[], [75], [80], [90]]
     assert (use(1), use(1), use(8)) == ([], [], [100])
+
+
+def test_a_budget_can_be_raised_while_its_alerts_are_sent(told, hook, monkeypatch):
+    monkeypatch.setattr(alerts, "TIMEOUT_SECONDS", 60)
+    spend(told, 4)
+    hook.go.clear()
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(send, told)
+        assert hook.asked.wait(60)
+        try:
+            assert send(told) == 0  # one at a time
+            with db.session_scope(told) as session:
+                (project,) = projects.all_of(session)
+                session.execute(sa.text("SET LOCAL lock_timeout = '3s'"))
+                allocations.top_up(session, project.uuid, Decimal(20), period="daily")
+        finally:
+            hook.go.set()
+        assert sending.result(60) == 2
+    with db.session_scope(told) as session:
+        assert all(one.delivered_at and one.passed_at for one in session.scalars(sa.select(BudgetAlert)))
 
 
 def test_without_a_webhook_nothing_is_lost(settings, told):
