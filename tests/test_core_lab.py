@@ -308,9 +308,11 @@ def test_a_vm_that_has_moved_to_another_node_is_not_gone(cluster):
             assert (done.get("failed"), done.get("error_class")) == (True, "NotFound"), (module, who, done)
             assert "VM 300 is on node pve2, not pve1; give that node, or none." in done["msg"]
     assert 300 in cluster.node.cluster.nodes["pve2"].machines
-    # What only has its tag is another VM.
-    LabClient(cluster).api.nodes("pve2").qemu(300).config.put(description="a clone")
-    assert not task(cluster, "machine", state="absent", node="pve1", **me)["changed"]
+    # What only has its tag, or its id, is another VM.
+    for given, who in (({"description": "a clone"}, me), ({"tags": "else"}, {"vm_id": 300, **me})):
+        LabClient(cluster).api.nodes("pve2").qemu(300).config.put(**given)
+        done = task(cluster, "machine", state="absent", node="pve1", **who)
+        assert (done.get("failed"), done.get("changed")) == (None, False), done
     assert not task(cluster, "machine", state="absent", node="pve1", vm_id=301)["changed"]
 
 

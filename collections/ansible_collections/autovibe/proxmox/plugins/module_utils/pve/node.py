@@ -299,9 +299,11 @@ class Node:
         for vm in self.client.get("/cluster/resources", type="vm") if vmid or tag else ():
             if vm.get("type") != "qemu" or vm["node"] == self._node:
                 continue
-            there = int(vm["vmid"]) == vmid
-            if identity and tag in split_tags(vm.get("tags")):  # a clone inherits its source's tags
-                there = there or identity.owns((self._config_of(vm) or {}).get("description"))
+            has_id, has_tag = int(vm["vmid"]) == vmid, tag in split_tags(vm.get("tags"))
+            there = has_id and (identity is None or has_tag)
+            # A clone inherits its source's tags, and an id that is free again may be another VM's by now.
+            if identity and has_id != has_tag:
+                there = identity.owns((self._config_of(vm) or {}).get("description"))
             if there:
                 raise NotFound(f"VM {vm['vmid']} is on node {vm['node']}, not {self._node}; give that node, or none.")
 
