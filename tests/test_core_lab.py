@@ -311,8 +311,9 @@ def test_a_vm_that_has_moved_to_another_node_is_not_gone(cluster):
     # What only has its tag, or its id, is another VM.
     for given, who in (({"description": "a clone"}, me), ({"tags": "else"}, {"vm_id": 300, **me})):
         LabClient(cluster).api.nodes("pve2").qemu(300).config.put(**given)
-        done = task(cluster, "machine", state="absent", node="pve1", **who)
-        assert (done.get("failed"), done.get("changed")) == (None, False), done
+        for module, more in (("machine", {}), ("checkpoint", {"name": "before"})):
+            done = task(cluster, module, state="absent", node="pve1", **who, **more)
+            assert (done.get("failed"), done.get("changed")) == (None, False), done
     assert not task(cluster, "machine", state="absent", node="pve1", vm_id=301)["changed"]
 
 

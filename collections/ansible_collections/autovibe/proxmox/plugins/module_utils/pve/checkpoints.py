@@ -74,7 +74,7 @@ class Checkpoints:
         try:
             seen, tree = self.glance(vmid, None, wanted.name)
         except NotFound:
-            self.machines.refuse_elsewhere(vmid, None)
+            self.machines.refuse_elsewhere(vmid, wanted.identity)
             return Change({}, {}, gone)
         if seen.template:
             return self._template_absent(seen, wanted, gone, check)
