@@ -291,6 +291,7 @@ def test_netcheck_takes_no_address_that_a_guest_has(tmp_path: Path, monkeypatch:
     for folder, mac in (("qemu-server", "02:AF:C0:A8:64:0E"), ("nodes/pve2/qemu-server", "02:AF:C0:A8:64:0C")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "100.conf").write_text(f"net0: virtio={mac},bridge=vmbr1\n")
+    (tmp_path / "qemu-server/104.conf").symlink_to("is-gone.conf")
     assert netcheck.free_addresses(settings, 2) == [IPv4Address("192.168.100.13"), IPv4Address("192.168.100.11")]
     with pytest.raises(netcheck.Problem, match="that no guest has"):
         netcheck.free_addresses(settings, 4)
