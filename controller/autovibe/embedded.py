@@ -69,7 +69,7 @@ def _keep(settings: Settings, ended: threading.Event) -> None:
             continue
         log.error("the database's server is gone; starting it again")
         try:
-            server.start()
+            server.start(make=False)
             pause = CHECK_SECONDS
         except Exception as error:
             log.error("the database's server: %s", error)

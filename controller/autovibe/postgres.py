@@ -98,13 +98,18 @@ class Server:
             return False
         return True
 
-    def start(self) -> str:
-        """Run the server, made new if need be, and return its URL. Again, or by many at once, changes nothing."""
+    def start(self, *, make: bool = True) -> str:
+        """Run the server, with `make` also a new one, and return its URL. Again, or by many at once, changes nothing."""
         if self.answers():
             return self.url
         with _locked(self.base):
             if not self.answers():
                 if not (self.data / "PG_VERSION").exists():
+                    if not make:
+                        raise PostgresFailed(
+                            f"The data of the embedded PostgreSQL are gone: {self.data}",
+                            "Put them back, or `autovibe down` and `autovibe db restore` a backup.",
+                        )
                     self._init()
                 self._start()
                 self._create_database()

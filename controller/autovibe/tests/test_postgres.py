@@ -47,6 +47,14 @@ def test_it_starts_again_and_stops_without_a_trace(state):
     assert postgres.ensure_running(state) == url, "the data and the password stay"
 
 
+def test_an_empty_one_does_not_take_the_place_of_data_that_are_gone(state):
+    server = postgres.server(state)
+    with pytest.raises(postgres.PostgresFailed, match="are gone"):
+        server.start(make=False)
+    assert not server.data.exists()
+    assert server.postmaster() is None
+
+
 def test_it_is_private(state):
     url = postgres.ensure_running(state)
     server = postgres.server(state)
