@@ -99,7 +99,7 @@ class Server:
         return True
 
     def start(self, *, make: bool = True) -> str:
-        """Run the server, with `make` also a new one, and return its URL. Again, or by many at once, changes nothing."""
+        """Run the server, with `make` also a new one, and return its URL. Again, or by many, changes nothing."""
         if self.answers():
             return self.url
         with _locked(self.base):
