@@ -139,8 +139,8 @@ async def statements(settings: Settings, account: fixtures.Account, clients: int
     async def work() -> None:
         while time.monotonic() < end:
             began = time.perf_counter()
-            mine = claims.machine_uuid, claims.generation, Decimal("0.0001"), "bench", fixtures.MODEL, fixtures.MODEL
-            wanted = Hold(uuid.uuid4(), *mine)
+            mine = claims.machine_uuid, claims.generation, Decimal("0.0001"), "bench"
+            wanted = Hold(uuid.uuid4(), *mine, fixtures.MODEL, fixtures.MODEL, "claude_api")
             assert (await books.hold(wanted)).outcome == "held"
             await books.end(budgets.settled(wanted.reservation_uuid, bill()))
             took.append((time.perf_counter() - began) * 1000)
