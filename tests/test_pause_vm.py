@@ -38,7 +38,7 @@ def test_work_that_ran_out_of_money_is_finished_after_a_top_up(site: Site) -> No
     site.autovibe("project", "create", "tight", "--budget", "5")
     prompt = "Write a small program with a test: count the words of a text. Run the test."
     site.autovibe("machine", "spawn", "tight", "--name", "saver", "--prompt", prompt, "--no-wait")
-    wait_for(lambda: site.json("machine", "show", "saver")["api_calls"] >= 2, "its second call")
+    wait_for(lambda: site.json("machine", "show", "saver")["api_calls"] >= 1, "its first call")
 
     def paused() -> Any:
         # What its calls have left of their reservations is taken away, until none can be paid any more.
@@ -50,7 +50,8 @@ def test_work_that_ran_out_of_money_is_finished_after_a_top_up(site: Site) -> No
     before = wait_for(paused, "the pause")
     assert before["pause_reason"] == "budget"
     left = money(site)
-    assert (left["reserved"], left["overrun"]) == (0, 0)
+    assert left["overrun"] == 0
+    assert left["reserved"] < Decimal("0.01"), "nothing of its runtime, only of its disk"
     site.autovibe("budget", "top-up", "tight", "4")
     ended = wait_for(
         lambda: (now := site.json("machine", "show", "saver"))["status"] == "terminated" and now, "its end"
