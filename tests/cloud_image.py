@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -89,9 +88,7 @@ def _modules(root: Path) -> None:
     if newest is None:
         lab_image.build()
         newest = max(lab_image.cache_folder().glob("rootfs-*.tar"), key=os.path.getmtime)
-    with tarfile.open(newest) as tar:
-        members = [member for member in tar if member.name.startswith("./usr/lib/modules/")]
-        tar.extractall(root, members, filter="tar")
+    subprocess.run(["tar", "-C", root, "--numeric-owner", "-xf", newest, "./usr/lib/modules"], check=True)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -66,8 +66,9 @@ def qwen(cache: Path, work: Path, progress: Progress) -> Path:
     # npm checks the package against the hash that its registry has for this version. It bundles all that it needs.
     command = ["npm", "pack", f"{QWEN_PACKAGE}@{QWEN_VERSION}", "--json", "--pack-destination", str(work)]
     packed = json.loads(run(command, cwd=work))
-    with tarfile.open(work / packed[0]["filename"]) as package:
-        package.extractall(work / "qwen-package", filter="data")
+    # Debian 12's Python has no safe way of its own to unpack an archive.
+    unpack = ["tar", "--extract", "--no-same-owner", "--file", packed[0]["filename"], "--directory"]
+    run([*unpack, str(_folder(work / "qwen-package"))], cwd=work)
     (work / "qwen-package" / "package").rename(_folder(local / "lib") / "qwen-code")
     for program in (local / "lib" / "qwen-code" / "vendor").rglob("rg"):
         program.chmod(0o755)

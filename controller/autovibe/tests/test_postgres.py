@@ -74,7 +74,8 @@ def test_it_inherits_no_secret(state, monkeypatch):
     server = postgres.server(state).postmaster()
     said = [what_it_knows(server)]
     for process in server.children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # one that served a connection ends with it
+        # One that served a connection ends with it: it is gone, or has no memory that could be read.
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             said.append(what_it_knows(process))
     assert len(said) > 3
     assert not [text for text in said if "sk-planted" in text or password in text]
