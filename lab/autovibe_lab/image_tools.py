@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def find(program: str) -> str | None:
 
 
 def path() -> str:
-    return os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    # npm stands beside Python, whether that folder is in the PATH or not.
+    return f"{os.environ.get('PATH', '')}:{Path(sys.executable).parent}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def run(command: list[str], *, input: bytes | None = None, cwd: Path | None = None) -> bytes:
